@@ -22,7 +22,7 @@ from django.urls import reverse
 from django.utils import timezone
 from django.utils.html import strip_tags
 
-from autorun.admin import batch_pages, continued, outputs_shown
+from autorun.admin import batch_pages, continued, markup
 from autorun.admin.cards import Card, Counted, card_of
 from autorun.admin.continued import signed
 from autorun.admin.tables import runner_name
@@ -1160,7 +1160,7 @@ def test_a_batch_whose_rows_are_on_their_way_says_that_they_were_skipped(
 def test_a_page_shows_the_start_of_a_long_output_and_links_to_all_of_it(
     runner, client, set_constants
 ) -> None:
-    set_constants(outputs_shown, MOST_SHOWN=5_000)
+    set_constants(markup, MOST_SHOWN=5_000)
     nested: Any = "deep"
     for depth in range(28):
         nested = [nested] * (2 if depth < 9 else 1)

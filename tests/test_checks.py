@@ -29,7 +29,7 @@ from autorun.declare import registry
 from autorun.declare.base import declared
 from autorun.exceptions import ImproperRunner
 from autorun.limits import Limit
-from autorun.observe.checks import autorun_setting, installation, names, values
+from autorun.observe.checks import installation, names, values
 from autorun.runner import Candidate, Each, Members, QuerySetRunner
 from autorun.testing import registered
 from autorun.triggers import installing
@@ -1071,12 +1071,12 @@ def test_every_setting_and_every_simple_option_is_checked():
         *("OUTPUT_FIELDS", "OUTPUT_MODEL", "OUTPUT_KEY"),
     }
 
-    assert autorun_setting.SETTINGS.keys() == DEFAULTS.keys()
+    assert values.SETTINGS.keys() == DEFAULTS.keys()
     assert values.OPTION_VALUES.keys() | by_other_checks == names.OPTIONS
 
 
 def test_the_defaults_pass():
-    assert all(autorun_setting.SETTINGS[name].holds(value) for name, value in DEFAULTS.items())
+    assert all(values.SETTINGS[name].holds(value) for name, value in DEFAULTS.items())
 
 
 # The project

@@ -9,7 +9,7 @@ from autorun.exceptions import ImproperRunner
 from autorun.models import Batch, Chunk, Node, Run
 from autorun.observe.doctor.system_checks import examine_checks
 from autorun.planning.batches import counts
-from autorun.planning.preview import preview
+from autorun.planning.counting import preview
 from autorun.planning.scope import Scope
 from autorun.state.clock import from_now
 from autorun.state.leases import queued, start

@@ -70,7 +70,7 @@ from autorun.declare.base import Runner, declared
 from autorun.management.subcommands import SUBCOMMANDS
 from autorun.models import Batch, Chunk, Run
 from autorun.observe import explanation
-from autorun.observe.checks.autorun_setting import check_settings
+from autorun.observe.checks.values import check_settings
 from autorun.planning.reasons import Reason
 from autorun.runner import QuerySetRunner
 from autorun.state.counts import Progress

@@ -19,7 +19,7 @@ from autorun.dispatch.publishing import redirected
 from autorun.models import Chunk, Failure, Node, Pulse, Run
 from autorun.notifications import FailureReport
 from autorun.observe import notifying
-from autorun.observe.checks.autorun_setting import check_settings
+from autorun.observe.checks.values import check_settings
 from autorun.observe.notifying import hand_over_reports, notify_soon
 from autorun.upkeep.rounds import upkeep
 from tests.engine import declare, installed, plan_at_once, work_off

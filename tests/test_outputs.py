@@ -30,7 +30,7 @@ from django.db.models import (
 from django.db.models.functions import Cast, Coalesce, Upper
 from django.test.utils import CaptureQueriesContext
 
-from autorun.declare.output_types import Kind, kind_of, type_at
+from autorun.declare.returns import Kind, kind_of, type_at
 from autorun.models import Node, Run
 from autorun.outputs import OutputsQuerySet, with_outputs
 from autorun.runner import QuerySetRunner

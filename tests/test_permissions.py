@@ -25,8 +25,7 @@ from django.utils import timezone
 from autorun import tasks
 from autorun.admin import bulk_actions
 from autorun.admin.bulk_actions import ACTIONS
-from autorun.admin.pages import PageAdmin
-from autorun.admin.permissions import Permission
+from autorun.admin.pages import PageAdmin, Permission
 from autorun.contrib import api
 from autorun.dispatch.publishing import redirected
 from autorun.exceptions import ConfigurationError

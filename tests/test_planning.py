@@ -21,8 +21,8 @@ from django.utils import timezone
 
 from autorun.models import Batch, Chunk, Run
 from autorun.planning import named, rows, statements, windows
+from autorun.planning.counting import preview
 from autorun.planning.named import plan_keys
-from autorun.planning.preview import preview
 from autorun.planning.scope import Scope
 from tests.engine import current_runs, declare, installed, statuses, work_off
 from tests.library.models import (

@@ -9,7 +9,7 @@ from django.db import transaction
 from autorun.declare import nodes
 from autorun.models import Run
 from autorun.planning import same_input
-from autorun.planning.preview import preview
+from autorun.planning.counting import preview
 from autorun.planning.scope import Scope
 from autorun.runner import Members, QuerySetRunner
 from autorun.state.counts import Progress

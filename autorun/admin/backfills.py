@@ -13,8 +13,7 @@ from django.utils.translation import gettext_noop, ngettext
 
 from autorun.admin.cards import Card
 from autorun.admin.continued import signed
-from autorun.admin.pages import who
-from autorun.admin.permissions import Permission
+from autorun.admin.pages import Permission, who
 from autorun.admin.row_access import Name, name_of, visible
 from autorun.admin.selections import ChosenRows, asked_by, find
 from autorun.conf import settings
@@ -22,8 +21,7 @@ from autorun.control.interventions import request_backfill
 from autorun.declare.base import Runner
 from autorun.declare.hooks import as_plain, database_of, every_row
 from autorun.models import Batch
-from autorun.planning.counting import Count
-from autorun.planning.preview import groups_of, number_planned
+from autorun.planning.counting import Count, groups_of, number_planned
 from autorun.planning.reasons import Reason
 from autorun.planning.same_input import count_same_input
 from autorun.planning.scope import Scope

@@ -23,8 +23,16 @@ from autorun.admin.cards import Card, card_of, cards_of
 from autorun.admin.charts import Figure, stacked, time_left
 from autorun.admin.continued import begun
 from autorun.admin.markup import time_since
-from autorun.admin.pages import PageAdmin, action, get_runner, is_fetched, page, require, who
-from autorun.admin.permissions import Permission
+from autorun.admin.pages import (
+    PageAdmin,
+    Permission,
+    action,
+    get_runner,
+    is_fetched,
+    page,
+    require,
+    who,
+)
 from autorun.admin.row_access import message_for, open_runs, sees_texts
 from autorun.admin.row_states import runners_of
 from autorun.admin.selections import model_of
@@ -47,9 +55,8 @@ from autorun.models import Batch, Chunk, Node
 from autorun.observe.activity import activity_of
 from autorun.observe.explanation import words_of_chunk
 from autorun.observe.failures import FailureGroup, group_failures
-from autorun.observe.glance import progresses_and_tally, take_tally
+from autorun.observe.glance import digest_or_problem, progresses_and_tally, take_tally
 from autorun.observe.listing import EMPTY_SWEEP
-from autorun.observe.standings import digest_or_problem
 from autorun.planning import batches
 from autorun.planning.counting import count_rows
 from autorun.state.counts import BatchCounts

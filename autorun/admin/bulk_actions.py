@@ -13,8 +13,7 @@ from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, gettext_noop, ngettext, ngettext_lazy
 
-from autorun.admin.pages import PageAdmin, action, require, who
-from autorun.admin.permissions import Permission
+from autorun.admin.pages import PageAdmin, Permission, action, require, who
 from autorun.admin.row_access import MOST_NARROWED, Reach, message_for, open_runs
 from autorun.admin.selections import asked_by
 from autorun.admin.tables import name_of_run, runner_name

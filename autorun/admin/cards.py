@@ -20,7 +20,7 @@ from autorun.declare.base import Runner
 from autorun.declare.nodes import node_of
 from autorun.exceptions import AutorunError, bare_message
 from autorun.models import Batch, Node
-from autorun.observe.standings import Standing, standings_of
+from autorun.observe.glance import Standing, standings_of
 from autorun.planning.counting import Count
 from autorun.planning.pending import stale
 from autorun.state import words

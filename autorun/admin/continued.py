@@ -10,7 +10,7 @@ from django.core import signing
 from django.http import HttpRequest
 
 from autorun.declare.base import Runner
-from autorun.observe.standings import digest_or_problem
+from autorun.observe.glance import digest_or_problem
 from autorun.planning.counting import Count
 
 SALT = "autorun.admin.continued:"

@@ -11,8 +11,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
 from autorun.admin.markup import prose, time_since
-from autorun.admin.pages import PageAdmin, action, is_fetched, page
-from autorun.admin.permissions import Permission
+from autorun.admin.pages import PageAdmin, Permission, action, is_fetched, page
 from autorun.admin.row_access import sees_texts
 from autorun.models import Node
 from autorun.observe.at_work import workers_at_work

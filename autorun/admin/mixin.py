@@ -21,10 +21,9 @@ from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
-from autorun.admin import outputs_shown, row_states
+from autorun.admin import markup, row_states
 from autorun.admin.markup import as_json, prose, rendered, time_since
-from autorun.admin.pages import address_of
-from autorun.admin.permissions import Permission, sees_payload
+from autorun.admin.pages import Permission, address_of, sees_payload
 from autorun.admin.selections import ChosenRows, keep
 from autorun.admin.stories import explanation_of, state_in_words
 from autorun.admin.tables import name_of_run, runner_name
@@ -166,7 +165,7 @@ class AutorunAdminMixin(ModelAdmin):
             "runners": runners,
             "row": instance,
             "results": _results(known, self.admin_site) if shows_results else [],
-            "most_shown": outputs_shown.MOST_SHOWN,
+            "most_shown": markup.MOST_SHOWN,
         }
         return rendered("panel", context)
 
@@ -189,8 +188,8 @@ def _results(runs: Sequence[Run], site: admin.AdminSite) -> list[dict[str, Any]]
             "run": run,
             "node": name_of_run(run),
             "finished": time_since(run.finished_at),
-            "outputs": as_json(outputs[run.pk], most=outputs_shown.MOST_SHOWN),
-            "output_lines": outputs_shown.as_lines(outputs[run.pk]),
+            "outputs": as_json(outputs[run.pk], most=markup.MOST_SHOWN),
+            "output_lines": markup.as_lines(outputs[run.pk]),
             "text_url": address_of(site, "run_text", run.pk, "outputs"),
             "is_kept": not run.is_current,
         }

@@ -9,8 +9,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_noop, ngettext
 
 from autorun.admin.cards import Card, cards, worst_first
-from autorun.admin.pages import action, page
-from autorun.admin.permissions import Permission
+from autorun.admin.pages import Permission, action, page
 from autorun.admin.row_access import message_for
 from autorun.admin.runner_pages import RunnerPages
 from autorun.admin.tables import as_options

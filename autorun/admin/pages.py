@@ -3,10 +3,12 @@
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from enum import StrEnum
 from functools import wraps
 from typing import Any, TypeVar, cast
 
 from django.contrib import admin, messages
+from django.contrib.admin import AdminSite
 from django.contrib.admin.models import CHANGE, LogEntry
 from django.contrib.contenttypes.models import ContentType
 from django.core.checks import CheckMessage
@@ -25,13 +27,42 @@ from django.utils.translation import gettext_lazy
 from django.views.decorators.http import require_POST
 
 from autorun.admin.markup import django_engine, harmless_html
-from autorun.admin.permissions import Permission
 from autorun.declare import page_time, registry
 from autorun.declare.base import Runner
 from autorun.exceptions import RunTimeout, bare_message
 from autorun.observe.checks.names import check_site
 from autorun.observe.glance import Tally, take_tally
 from autorun.state.words import harmless, in_one_line, number
+
+
+class Permission(StrEnum):
+    """The permissions that users and groups get in Django's admin."""
+
+    VIEW = "autorun.view_run"
+    START = "autorun.start_run"
+    BACKFILL = "autorun.backfill_run"
+    RETRY = "autorun.retry_run"
+    CANCEL = "autorun.cancel_run"
+    PAUSE = "autorun.pause_run"
+    SEE_PAYLOAD = "autorun.view_payload"
+
+
+def is_admitted(request: HttpRequest, site: AdminSite) -> bool:
+    """Whether the site admits the user. Django's own needs `is_staff`, if users have that."""
+    is_djangos = site.__class__.has_permission is AdminSite.has_permission
+    user: Any = request.user
+    if is_djangos and not hasattr(user, "is_staff"):
+        return bool(user.is_active)
+    return bool(site.has_permission(request))
+
+
+def sees_payload(request: HttpRequest) -> bool:
+    """Whether the user may see inputs, outputs, and all that people and a project's code wrote.
+
+    That may contain data of a row: messages of errors, reasons, what a body says of its progress.
+    """
+    return bool(request.user.has_perm(Permission.SEE_PAYLOAD))
+
 
 #: How often the script refreshes a page while runs are in progress, and while none are.
 LIVELY_SECONDS, IDLE_SECONDS = 5, 30

@@ -19,9 +19,8 @@ from django.http.response import HttpResponseBase
 from django.utils.translation import gettext as _
 
 from autorun.admin import cards
-from autorun.admin.outputs_shown import OutputLine
-from autorun.admin.pages import PageAdmin, get_runner, page
-from autorun.admin.permissions import Permission, sees_payload
+from autorun.admin.markup import OutputLine
+from autorun.admin.pages import PageAdmin, Permission, get_runner, page, sees_payload
 from autorun.admin.row_access import database_of, may_view, message_for, name_of, sees_all, visible
 from autorun.admin.tables import runner_name
 from autorun.declare import page_time, registry
@@ -31,12 +30,10 @@ from autorun.declare.page_time import spent
 from autorun.exceptions import AutorunError, RunTimeout
 from autorun.models import Chunk, Node
 from autorun.observe.comparison import Comparison, compare_nodes
-from autorun.observe.edits import other_code
 from autorun.observe.formats import TEXTS, as_text
-from autorun.observe.glance import progresses_and_tally
-from autorun.observe.new_versions import about_version, is_new
+from autorun.observe.glance import digest_or_problem, progresses_and_tally
+from autorun.observe.new_versions import about_version, is_new, other_code
 from autorun.observe.records import Records
-from autorun.observe.standings import digest_or_problem
 from autorun.state.counts import Progress
 from autorun.state.keys import key_kind
 from autorun.state.words import approximate, number

@@ -16,7 +16,7 @@ from django.db.models import Manager, Model, prefetch_related_objects
 from django.http import HttpRequest
 from django.urls import NoReverseMatch, reverse
 
-from autorun.admin.permissions import sees_payload
+from autorun.admin.pages import sees_payload
 from autorun.control.interventions import Matching
 from autorun.declare import hooks, page_time, registry
 from autorun.declare.base import Runner

@@ -15,11 +15,10 @@ from django.utils.html import format_html
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
-from autorun.admin import outputs_shown, row_access
+from autorun.admin import markup, row_access
 from autorun.admin.bulk_actions import ActingOnRuns, allowed
 from autorun.admin.markup import as_json, prose, time_since
-from autorun.admin.pages import page
-from autorun.admin.permissions import Permission
+from autorun.admin.pages import Permission, page
 from autorun.admin.stories import other_runs, outcome_of, state_in_words, story_of
 from autorun.admin.tables import (
     as_options,
@@ -174,7 +173,7 @@ class RunAdmin(ActingOnRuns):
             now=prose(story.now),
             configuration=as_json(without_secrets(run.node.configuration)),
             kept=None if run.status == Run.Status.SUCCEEDED else next(earlier, None),
-            most_shown=outputs_shown.MOST_SHOWN,
+            most_shown=markup.MOST_SHOWN,
             may_see=may_see,
             **(_payload(run, runner, instance) if may_see else {}),
             others=[(other, state_of(other), state_in_words(other)) for other in others],
@@ -252,11 +251,11 @@ def _attempts(count: int, seconds: float | None) -> str:
 def _payload(run: Run, runner: Runner | None, instance: Any) -> dict[str, Any]:
     """The present input and the outputs, as far as the page shows them."""
     has_outputs = run.outputs is not None
-    outputs = as_json(run.outputs, most=outputs_shown.MOST_SHOWN) if has_outputs else None
+    outputs = as_json(run.outputs, most=markup.MOST_SHOWN) if has_outputs else None
     return {
-        "input": _input(runner, instance, most=outputs_shown.MOST_SHOWN),
+        "input": _input(runner, instance, most=markup.MOST_SHOWN),
         "outputs": outputs,
-        "output_lines": outputs_shown.as_lines(run.outputs) if has_outputs else [],
+        "output_lines": markup.as_lines(run.outputs) if has_outputs else [],
         "is_long": len(outputs or "") > FOLDED,
     }
 

@@ -18,14 +18,15 @@ from autorun.admin.markup import as_json, prose, time_since
 from autorun.admin.pages import (
     IDLE_SECONDS,
     LIVELY_SECONDS,
+    Permission,
     action,
     get_runner,
     is_fetched,
     page,
     require,
+    sees_payload,
     who,
 )
-from autorun.admin.permissions import Permission, sees_payload
 from autorun.admin.result_pages import News, ShowingResults, candidate_of, versions_of
 from autorun.admin.row_access import find_row, message_for, name_of, quotes_for, sees_texts
 from autorun.admin.selections import asked_by
@@ -43,12 +44,10 @@ from autorun.declare.sets import Each
 from autorun.dispatch.publishing import Message, publish
 from autorun.exceptions import AutorunError, BrokerUnavailable
 from autorun.models import Batch, Node
-from autorun.observe.edits import edits
-from autorun.observe.glance import progresses_and_tally
+from autorun.observe.glance import digest_or_problem, progresses_and_tally
 from autorun.observe.held_up import held_up
-from autorun.observe.new_versions import held
+from autorun.observe.new_versions import edits, held
 from autorun.observe.run_states import state_of
-from autorun.observe.standings import digest_or_problem
 from autorun.planning.counting import count_rows
 from autorun.planning.pending import keys_to_try
 from autorun.planning.scope import Scope

@@ -23,7 +23,7 @@ from django.core.exceptions import PermissionDenied
 from django.db.models import Model, QuerySet
 from django.http import Http404, HttpRequest, QueryDict
 
-from autorun.admin.permissions import Permission, is_admitted
+from autorun.admin.pages import Permission, is_admitted
 from autorun.admin.row_access import database_of, is_narrowed, may_view, visible
 from autorun.declare.base import Runner
 from autorun.declare.hooks import base_queryset

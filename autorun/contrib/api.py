@@ -21,20 +21,19 @@ from django.views.decorators.cache import cache_control
 from django.views.decorators.http import conditional_page, require_safe
 
 from autorun.admin.cards import Card, card_of, cards
-from autorun.admin.pages import get_runner
-from autorun.admin.permissions import Permission, is_admitted
+from autorun.admin.pages import Permission, get_runner, is_admitted
 from autorun.admin.row_access import find_row, message_for, open_runs, quotes_for, sees_texts
 from autorun.admin.stories import explanation_of
 from autorun.declare import page_time
 from autorun.exceptions import AutorunError, RunTimeout, bare_message
 from autorun.models import Batch, Chunk, Run
-from autorun.observe.described import describe_batch, describe_run
 from autorun.observe.explanation import last_failure
 from autorun.observe.failures import FailureGroup, group_failures, log_tails, runners_of
 from autorun.observe.glance import at_a_glance, take_tally
 from autorun.observe.held_up import HeldUp, held_up
 from autorun.observe.listing import RunFilter
 from autorun.observe.paging import Cursor
+from autorun.observe.run_states import describe_batch, describe_run
 from autorun.state.counts import Progress
 from autorun.state.parameters import SINCE, no_number, read_number
 

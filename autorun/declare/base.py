@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import logging
+import random
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -18,12 +19,20 @@ from django.db.models import Model, Q, QuerySet
 from autorun import analysis as analyses
 from autorun.conf import settings
 from autorun.declare import console
-from autorun.declare.backoff import exponential
 from autorun.declare.inputs import Input, input_of
 from autorun.declare.related import Related, along
 from autorun.declare.sets import Each, Members, MembersInput
 from autorun.declare.trials import Candidate, Failures
 from autorun.exceptions import ImproperRunner
+
+#: The longest pause between two attempts, in seconds.
+LONGEST_BACKOFF = 3600.0
+
+
+def exponential(first: float, attempt: int) -> float:
+    """Seconds to wait after the `attempt`-th attempt: doubled each time, jittered by a quarter."""
+    seconds: float = min(first * 2 ** min(attempt - 1, 30), LONGEST_BACKOFF)
+    return seconds * random.uniform(0.75, 1.25)
 
 
 class _BySetting:

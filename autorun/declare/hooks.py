@@ -16,8 +16,7 @@ from django.db.models.sql import Query
 
 from autorun.conf import settings
 from autorun.declare import page_time
-from autorun.declare.backoff import FALLBACK, exponential
-from autorun.declare.base import Runner
+from autorun.declare.base import Runner, exponential
 from autorun.declare.console import SILENT
 from autorun.exceptions import AutorunError, ImproperRunner, bare_message
 from autorun.state.encoding import qualified_name
@@ -28,8 +27,8 @@ from autorun.state.user_code import UserCode
 
 logger = get_logger(__name__)
 
-#: Seconds before another attempt that a hook may ask for, at most.
-MOST_BACKOFF = 30 * 24 * 3600.0
+#: Seconds before another attempt that a hook may ask for, at most; and if it raises.
+MOST_BACKOFF, FALLBACK_BACKOFF = 30 * 24 * 3600.0, 60.0
 #: A run with a longer TIMEOUT has none: the system's timers end there.
 MOST_TIMEOUT = 1e8
 #: Hooks that are called for all runners: one that hangs must not hold up the others.
@@ -145,7 +144,7 @@ def backoff_of(runner: Runner, attempt: int) -> float:
             logger.error("%s: get_retry_backoff(%d) returned %s.", runner.label, attempt, given)
     except Exception:
         logger.exception("%s: get_retry_backoff(%d) failed.", runner.label, attempt)
-        return exponential(FALLBACK, attempt)
+        return exponential(FALLBACK_BACKOFF, attempt)
     return seconds
 
 

@@ -24,8 +24,8 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from autorun.conf import settings
 from autorun.declare.base import Runner
 from autorun.declare.nodes import node_of, nodes_of
-from autorun.declare.output_types import Kind, kind_of, type_at
 from autorun.declare.registry import trial_of
+from autorun.declare.returns import Kind, kind_of, type_at
 from autorun.models import Node, Run
 from autorun.observe.records import leaves
 from autorun.state.counts import progress

@@ -19,7 +19,7 @@ from django.db.models.lookups import Exact
 
 from autorun.declare import nodes, registry
 from autorun.declare.base import Runner
-from autorun.declare.output_types import NUMBERS, Kind, common, kind_of, members_of, type_at
+from autorun.declare.returns import NUMBERS, Kind, common, kind_of, members_of, type_at
 from autorun.models import Chunk, Run
 from autorun.observe.records import LARGE
 from autorun.state.column_texts import text_of

@@ -13,7 +13,7 @@ from django.db.models import F, QuerySet
 from autorun.declare import hooks, page_time
 from autorun.declare.base import Runner
 from autorun.declare.nodes import node_id_of
-from autorun.declare.output_types import Kind, kind_of, type_at
+from autorun.declare.returns import Kind, kind_of, type_at
 from autorun.exceptions import RunTimeout
 from autorun.models import Run
 from autorun.observe.run_states import state_of

@@ -1,8 +1,8 @@
-"""The states of runs, as the pages and the command line name them."""
+"""The states of runs as pages and commands name them; runs and batches as scripts get them."""
 
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import Any
 
@@ -10,9 +10,10 @@ from django.db.models import F, Q
 
 from autorun.declare import registry
 from autorun.exceptions import AutorunError
-from autorun.models import Chunk, Run
+from autorun.models import Batch, Chunk, Run
+from autorun.planning import batches
 from autorun.planning.pending import stale
-from autorun.state.counts import IS_POSTPONED
+from autorun.state.counts import IS_POSTPONED, BatchCounts
 from autorun.state.keys import key_kind
 
 
@@ -113,3 +114,40 @@ def stale_among(runs: Iterable[Run]) -> set[int]:
 
 def _label_of(run: Run) -> str:
     return run.chunk.runner
+
+
+BATCH_FIELDS = (
+    *("runner", "trigger", "state", "reason", "description", "requested_by"),
+    *("candidates", "existing", "planned", "unprepared"),
+)
+
+
+def describe_run(run: Run) -> dict[str, Any]:
+    """The run, without its outputs."""
+    return {
+        "id": run.pk,
+        "runner": run.chunk.runner,
+        "row": run.key_text,
+        "state": state_of(run),
+        "analysis": run.node.title,
+        "version": run.node.version,
+        "worker": run.chunk.worker,
+        "batch": run.chunk.batch_id,
+        "attempts": run.attempts,
+        "seconds": run.seconds,
+        "finished_at": run.finished_at,
+    }
+
+
+def describe_batch(batch: Batch, counts: BatchCounts | None = None) -> dict[str, Any]:
+    """The batch; its counts are looked up unless they are given."""
+    counts = counts or batches.counts(batch)
+    return {
+        "id": batch.pk,
+        **{name: getattr(batch, name) for name in BATCH_FIELDS},
+        **asdict(counts),
+        # The database sets the time, so an unsaved batch has none.
+        "created_at": None if batch._state.adding else batch.created_at,
+        "planned_at": batch.planned_at,
+        "finished_at": batch.finished_at,
+    }

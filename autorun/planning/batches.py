@@ -1,11 +1,15 @@
 """Batches: started, planned a window at a time, paused, cancelled and finished."""
 
+from __future__ import annotations
+
 import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import astuple, dataclass
 from functools import partial
 from itertools import accumulate
+from operator import add
 from typing import Any
 
 from django.db import DatabaseError, InterfaceError, transaction
@@ -19,7 +23,6 @@ from autorun.dispatch.releasing import release
 from autorun.exceptions import LeaseLost
 from autorun.models import Batch, Chunk
 from autorun.planning import cancelling
-from autorun.planning.outcome import Outcome
 from autorun.signals import announce_batch
 from autorun.state.clock import DatabaseNow
 from autorun.state.counts import BatchCounts, batch_counts, unstarted_runs
@@ -44,6 +47,25 @@ CHUNKS_AT_ONCE = 500
 RUNS_AT_ONCE = 20_000
 #: Seconds after which a page or a round of upkeep leaves the rest of a cancelled batch to the next.
 CANCEL_WITHIN = 3.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Numbers of candidates: `planned` got new runs, `existing` needed none.
+
+    If they were counted, `failed` of the existing have no attempts left, and `under_way` have not
+    finished.
+    """
+
+    candidates: int = 0
+    existing: int = 0
+    planned: int = 0
+    unprepared: int = 0
+    failed: int = 0
+    under_way: int = 0
+
+    def __add__(self, other: Outcome) -> Outcome:
+        return Outcome(*map(add, astuple(self), astuple(other)))
 
 
 def begin(runner: Runner, trigger: Batch.Trigger, **fields: Any) -> Batch:

@@ -1,4 +1,4 @@
-"""Rows counted by reason, within a time limit.
+"""Rows counted by reason, within a time limit, as the preview of a backfill shows them.
 
 A million rows take seconds to compare with their runs. They are counted window by window, and the
 next call continues where the last one stopped.
@@ -15,11 +15,16 @@ from typing import Any, Self
 
 from django.db.models import QuerySet
 
+from autorun.declare import hooks
 from autorun.declare.base import Runner
-from autorun.declare.hooks import every_row
+from autorun.declare.hooks import as_plain, every_row
 from autorun.declare.nodes import node_id_of
-from autorun.planning.reasons import Reason, count_by_reason, keys_of
+from autorun.models import Node
+from autorun.planning.on_demand import require_valid
+from autorun.planning.reasons import PENDING, Reason, Selection, count_by_reason, keys_of
 from autorun.planning.rows import eligible, planned_by_database
+from autorun.planning.same_input import count_same_input
+from autorun.planning.scope import Scope
 from autorun.planning.windows import Window, in_halves, span_of, windows
 from autorun.state.keys import Key, key_kind
 from autorun.state.parameters import read_number
@@ -46,7 +51,7 @@ class Count:
 
     @property
     def pending(self) -> int:
-        return sum(self.rows.get(reason, 0) for reason in Reason if reason.is_pending)
+        return sum(self.rows.get(reason, 0) for reason in PENDING)
 
     def written(self) -> str:
         """The count as text, from which `count_rows` can continue."""
@@ -139,7 +144,7 @@ def find_pending(
             key
             for window in windows(runner, rows, node_id=node_id, after=above, up_to=up_to)
             for reason in Reason
-            if reason.is_pending
+            if reason in PENDING
             for key in _keys(window, reason, limit=span)
         ]
         if kind.is_integer and len(found) + len(keys) > most:
@@ -170,3 +175,65 @@ def _keys(window: Window, reason: Reason, *, limit: int) -> list[Key]:
 
 def _is_key(runner: Runner, text: str) -> bool:
     return bool(text) and key_kind(runner.get_model()).read(text) is not None
+
+
+@dataclass(frozen=True)
+class Group:
+    """The rows of one reason; `samples` are some of their primary keys, as text."""
+
+    reason: Reason
+    rows: int
+    is_planned: bool
+    samples: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Preview:
+    """All rows in scope in groups, and the number of runs that would be planned.
+
+    `seconds` is what those would take one after the other, None if no run has been measured.
+    `same_input` are changed rows whose input is the same by an earlier definition.
+    """
+
+    groups: Sequence[Group]
+    planned: int
+    seconds: float | None
+    same_input: int = 0
+
+
+def preview(runner: Runner, scope: Scope, *, limit: int | None = None, samples: int = 0) -> Preview:
+    """The result of planning that scope; nothing is recorded.
+
+    Raises ValueError for an unknown `only`, NotRegistered for an unknown filter.
+    """
+    require_valid(runner)
+    selection, given = scope.selection, scope.queryset(runner)
+    count = count_rows(runner, given, samples=samples)
+    in_scope = as_plain(runner, hooks.base_queryset(runner) if given is None else given).count()
+    filtered = Group(Reason.FILTERED, max(0, in_scope - count.total), False)
+    groups = [*groups_of(runner, count, selection), filtered]
+    planned = number_planned(groups, limit=limit)
+    nodes = Node.objects.filter(pk=node_id_of(runner))
+    seconds = nodes.values_list("run_seconds", flat=True).first()
+    same = count_same_input(runner, given) if count.rows.get(Reason.CHANGED) else 0
+    return Preview(groups, planned, None if seconds is None else seconds * planned, same)
+
+
+def groups_of(runner: Runner, count: Count, selection: Selection) -> list[Group]:
+    """The counted rows in groups; rows that are filtered out are not among them."""
+    kind = key_kind(runner.get_model())
+    return [
+        Group(
+            reason,
+            count.rows.get(reason, 0),
+            reason in selection,
+            tuple(str(kind.to_pk(key)) for key in count.samples.get(reason, ())),
+        )
+        for reason in Reason
+        if reason is not Reason.FILTERED
+    ]
+
+
+def number_planned(groups: Sequence[Group], *, limit: int | None) -> int:
+    planned = sum(group.rows for group in groups if group.is_planned)
+    return planned if limit is None else min(limit, planned)

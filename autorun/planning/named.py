@@ -14,7 +14,7 @@ from autorun.declare.related import label_of_related
 from autorun.dispatch.releasing import release
 from autorun.exceptions import AutorunError
 from autorun.models import Chunk, SpilledTrigger
-from autorun.planning.outcome import Outcome
+from autorun.planning.batches import Outcome
 from autorun.planning.planner import Planner
 from autorun.planning.rows import eligible_named, primary_keys
 from autorun.planning.windows import Window, lethal, unprepared, whole

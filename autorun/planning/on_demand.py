@@ -16,7 +16,7 @@ from autorun.dispatch.publishing import executed_afterwards
 from autorun.exceptions import AutorunError, ConfigurationError, NotRegistered, RowsGone
 from autorun.models import Batch, Chunk, Run
 from autorun.planning import batches, written
-from autorun.planning.outcome import Outcome
+from autorun.planning.batches import Outcome
 from autorun.planning.passes import Pass
 from autorun.planning.planner import Planner
 from autorun.planning.rows import eligible, unnameable

@@ -16,10 +16,10 @@ from autorun.dispatch.releasing import release
 from autorun.exceptions import LeaseLost
 from autorun.models import Batch
 from autorun.planning import batches
-from autorun.planning.outcome import Outcome
+from autorun.planning.batches import Outcome
 from autorun.planning.planner import Planner
+from autorun.planning.reasons import PENDING, Selection
 from autorun.planning.retiring import retire_missing
-from autorun.planning.selection import PENDING, Selection
 from autorun.planning.windows import Window, fits_in_one, in_halves, whole, windows
 from autorun.state import probes
 from autorun.state.counts import progress

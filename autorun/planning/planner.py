@@ -1,11 +1,13 @@
 """Planning of one window: count candidates, supersede runs and insert new ones."""
 
 import datetime as dt
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 
 from django.db import DatabaseError
+from django.db.models import F
 
 from autorun import signals
 from autorun.conf import settings
@@ -15,11 +17,12 @@ from autorun.dispatch.messages import queue_of
 from autorun.dispatch.sizes import chunk_size
 from autorun.exceptions import LeaseLost, WorkerLost
 from autorun.models import UNPREPARED, Batch, Chunk, Failure, Node, Run
-from autorun.planning import damping, overtaking, statements
+from autorun.planning import damping, statements
+from autorun.planning.batches import Outcome
+from autorun.planning.cancelling import finish_emptied
 from autorun.planning.candidates import Candidates, candidates_of
-from autorun.planning.outcome import Outcome
+from autorun.planning.reasons import PENDING, SELECTIONS, Selection
 from autorun.planning.rows import Row
-from autorun.planning.selection import PENDING, SELECTIONS, Selection
 from autorun.planning.statements import Counts, Redo
 from autorun.planning.windows import Window
 from autorun.state.clock import new_chunk_id
@@ -27,7 +30,7 @@ from autorun.state.exception_text import describe_exception
 from autorun.state.keys import Key, key_kind
 from autorun.state.logs import get_logger
 from autorun.state.probes import crash_point
-from autorun.state.transactions import has_left_connections, repeated_on_conflict
+from autorun.state.transactions import has_left_connections, repeated_on_conflict, unlocked
 
 logger = get_logger(__name__)
 
@@ -127,7 +130,7 @@ class Planner:
             if found.behind:
                 first_chunk, size = new_chunk_id(), self._size(found)
                 run_ids = statements.behind(window.candidates, self.priority)
-                planned = overtaking.move(run_ids, first_chunk=first_chunk, size=size)
+                planned = move_ahead(run_ids, first_chunk=first_chunk, size=size)
                 if planned:
                     self._create_chunks(first_chunk, {}, is_empty=False)
             planned += self._insert(window.candidates, found, new_chunk_id(), limit=limit)
@@ -313,3 +316,29 @@ def _expected(found: Counts, window: Window) -> Outcome:
         failed=found.failed,
         under_way=found.under_way,
     )
+
+
+def move_ahead(run_ids: Sequence[int], *, first_chunk: int, size: int) -> int:
+    """Move runs that wait in a sweep or backfill to chunks from `first_chunk` on.
+
+    The caller creates these, and each takes `size` runs. Return how many have moved: one stays if
+    its chunk no longer waits, or is locked by a process that is sending or cancelling it.
+    """
+    pending = Run.objects.current().pending().filter(pk__in=run_ids)
+    waiting = Chunk.objects.waiting().filter(pk__in=pending.values("chunk_id")).order_by("pk")
+    # Locked before their runs, as a worker does that finishes one.
+    locked = unlocked(waiting).values_list("pk", flat=True)
+    runs = pending.filter(chunk_id__in=list(locked)).select_for_update().order_by("pk")
+    found = list(runs.values_list("pk", "chunk_id", "attempts"))
+    if any(attempts for *_, attempts in found):
+        size = 1  # one of them may kill its worker
+    for number, begin in enumerate(range(0, len(found), size)):
+        some = [pk for pk, *_ in found[begin : begin + size]]
+        Run.objects.filter(pk__in=some).update(chunk_id=first_chunk + number)
+    moved: dict[int, list[int]] = defaultdict(list)
+    for chunk_id, runs_of_chunk in Counter(chunk_id for _, chunk_id, _ in found).items():
+        moved[runs_of_chunk].append(chunk_id)
+    for amount, chunk_ids in moved.items():
+        Chunk.objects.filter(pk__in=chunk_ids).update(moved=F("moved") + amount)
+        finish_emptied(chunk_ids)
+    return len(found)

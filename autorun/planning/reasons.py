@@ -1,11 +1,10 @@
-"""The reason why a candidate would be planned, or would not: counted, and shown by example."""
+"""The reasons why a candidate is planned, or is not: chosen, counted and shown by example."""
 
 from collections.abc import Mapping
 from enum import StrEnum
 
 from autorun.models import UNPREPARED, Run
 from autorun.planning.candidates import Candidates, select
-from autorun.planning.selection import PENDING, Selection
 from autorun.state.keys import Key
 
 
@@ -29,21 +28,35 @@ class Reason(StrEnum):
     UNPREPARED = "unprepared"
     FILTERED = "filtered"
 
-    @property
-    def is_pending(self) -> bool:
-        return self.is_taken_by(PENDING)
 
-    def is_taken_by(self, selection: Selection) -> bool:
-        """Whether a planning pass with that selection plans rows of this reason."""
-        taken = {
-            Reason.MISSING: selection.missing,
-            Reason.CHANGED: selection.changed or selection.finished,
-            Reason.PREPARABLE: selection.changed or selection.failed or selection.finished,
-            Reason.FAILED: selection.failed or selection.finished,
-            Reason.DONE: selection.finished,
-            Reason.NOT_APPLICABLE: selection.not_applicable or selection.finished,
-        }
-        return taken.get(self, False)
+#: The reasons for which a planning pass takes rows.
+Selection = frozenset[Reason]
+PENDING = Selection((Reason.MISSING, Reason.CHANGED, Reason.PREPARABLE))
+#: The values of `only=` for a backfill.
+SELECTIONS: Mapping[str, Selection] = {
+    "missing": Selection((Reason.MISSING,)),
+    "changed": Selection((Reason.CHANGED, Reason.PREPARABLE)),
+    "failed": Selection((Reason.FAILED, Reason.PREPARABLE)),
+    "not_applicable": Selection((Reason.NOT_APPLICABLE,)),
+    "all": PENDING | {Reason.FAILED},
+}
+#: All but rows that are in progress, or that cannot be planned.
+FORCED = SELECTIONS["all"] | {Reason.DONE, Reason.NOT_APPLICABLE}
+
+
+def selection_for(only: str | None, *, force: bool = False) -> Selection:
+    """The selection for a backfill's `only` and `force`; raises ValueError if they are invalid."""
+    if only is not None and only not in SELECTIONS:
+        known = ", ".join(repr(name) for name in SELECTIONS)
+        raise ValueError(f"There is no only={only!r}. Choose one of {known}, or None for pending.")
+    if not force:
+        return PENDING if only is None else SELECTIONS[only]
+    if only not in (None, "all"):
+        raise ValueError(
+            f"force=True reruns everything in scope, so only={only!r} would be ignored: "
+            "leave one of the two out."
+        )
+    return FORCED
 
 
 _SAME = "r.fingerprint = d.f AND r.status"
@@ -58,6 +71,24 @@ CONDITIONS: Mapping[Reason, str] = {
     Reason.NOT_APPLICABLE: f"{_SAME} = {Run.Status.NOT_APPLICABLE:d}",
     Reason.UNDER_WAY: f"{_SAME} = {Run.Status.PENDING:d}",
 }
+
+
+def redo_condition(selection: Selection) -> str | None:
+    """The SQL condition that the current run `r` of row `d` is to be superseded, or None.
+
+    The index alone answers it unless finished runs are to be.
+    """
+    conditions = []
+    if Reason.DONE in selection:
+        conditions.append(f"r.status <> {Run.Status.PENDING:d}")
+    elif Reason.FAILED in selection:
+        is_on_same_input = f"(r.fingerprint = d.f OR r.fingerprint = '{UNPREPARED}')"
+        conditions.append(f"r.status = {Run.Status.FAILED:d} AND {is_on_same_input}")
+    elif Reason.NOT_APPLICABLE in selection:
+        conditions.append(CONDITIONS[Reason.NOT_APPLICABLE])
+    if Reason.CHANGED in selection:
+        conditions.append("r.fingerprint <> d.f")
+    return " OR ".join(conditions) or None
 
 
 def count_by_reason(candidates: Candidates) -> dict[Reason, int]:

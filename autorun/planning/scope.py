@@ -10,7 +10,7 @@ from autorun.declare import hooks, page_time
 from autorun.declare.base import Runner
 from autorun.declare.hooks import every_row
 from autorun.exceptions import NotRegistered
-from autorun.planning.selection import Selection, selection_for
+from autorun.planning.reasons import Selection, selection_for
 from autorun.state.keys import key_kind
 from autorun.state.words import counted
 

@@ -21,7 +21,7 @@ from autorun.planning.candidates import (
     row_of_candidate,
     select,
 )
-from autorun.planning.selection import Selection
+from autorun.planning.reasons import Reason, Selection, redo_condition
 from autorun.state import clock, counts
 from autorun.state.clock import MINUTE_AGO_SQL, NOW_SQL
 from autorun.state.keys import Key
@@ -92,7 +92,7 @@ def count(
 ) -> Counts:
     """Count candidates by the reason to plan them, in one query.
 
-    Without `counts_undone`, `priority` and `selection.failed` the index alone answers it. With a
+    Without `counts_undone`, `priority` and failed runs to redo the index alone answers it. With a
     `priority`, runs that wait with a lower one are counted.
     """
     redo, is_named = _redo_column(connections[settings.DATABASE].vendor, selection)
@@ -112,7 +112,7 @@ def count(
     if is_named:
         to_redo = json.loads(found or "[]")
         found = len(to_redo)
-    missing = missing if selection.missing else 0
+    missing = missing if Reason.MISSING in selection else 0
     is_held = held_at is not None
     return Counts(total, missing, found, failed, under_way, n_behind, to_redo, is_held)
 
@@ -135,7 +135,7 @@ def _redo_column(vendor: str, selection: Selection) -> tuple[str, bool]:
 
     A list, of few as a rule, saves a second pass; but MariaDB cuts off what it aggregates.
     """
-    condition = selection.redo_condition
+    condition = redo_condition(selection)
     if condition is None:
         return "0", False
     if vendor == "mysql":
@@ -151,7 +151,7 @@ def _redo_column(vendor: str, selection: Selection) -> tuple[str, bool]:
 
 def redone(candidates: Candidates, selection: Selection, *, limit: int | None) -> list[Redo]:
     """The current runs to supersede, in the order of their keys."""
-    condition = selection.redo_condition
+    condition = redo_condition(selection)
     if condition is None:
         return []
     connection = connections[settings.DATABASE]

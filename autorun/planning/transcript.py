@@ -4,7 +4,7 @@ from typing import Any
 
 from autorun.declare import console
 from autorun.declare.base import Runner
-from autorun.planning.outcome import Outcome
+from autorun.planning.batches import Outcome
 
 # The last line: the analysis, the number of runs and the model.
 STARTED = "🚀Successfully started %s execution over %d %s instances🚀"

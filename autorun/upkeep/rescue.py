@@ -9,7 +9,7 @@ from django.db import transaction
 
 from autorun.conf import settings
 from autorun.declare import nodes, registry
-from autorun.declare.backoff import exponential
+from autorun.declare.base import exponential
 from autorun.exceptions import LeaseLost, WorkerLost
 from autorun.execution.results import Result, Tally, record
 from autorun.models import Chunk, Run

@@ -43,8 +43,8 @@ from autorun.exceptions import BrokerUnavailable, NotApplicable, RetryLater
 from autorun.execution.execute import execute
 from autorun.execution.work import Work
 from autorun.models import Batch, Chunk, Failure, Node, Pulse, Run, SpilledTrigger
-from autorun.planning import batches, on_demand, overtaking
-from autorun.planning.selection import SELECTIONS, Selection
+from autorun.planning import batches, on_demand, planner, statements
+from autorun.planning.reasons import SELECTIONS, Selection
 from autorun.runner import QuerySetRunner
 from autorun.state.clock import from_now
 from autorun.state.counts import IS_POSTPONED, Progress
@@ -208,8 +208,8 @@ class Life(RuleBasedStateMachine):
         self.stack.enter_context(redirected(self.publish))
         #: The runs of each batch that have left it, as their rows were saved while they waited.
         self.overtaken: Counter[int] = Counter()
-        move = partial(self.note_overtaken, overtaking.move)
-        self.stack.enter_context(mock.patch.object(overtaking, "move", move))
+        move = partial(self.note_overtaken, planner.move_ahead)
+        self.stack.enter_context(mock.patch.object(planner, "move_ahead", move))
 
     # What stands for the broker
 
@@ -811,13 +811,13 @@ def forget_what_changed_back(monkeypatch: pytest.MonkeyPatch) -> None:
         f"AND o.status = {Run.Status.SUCCEEDED:d})"
     )
     changed = "r.fingerprint <> d.f"
-    sound = Selection.redo_condition.fget
+    sound = statements.redo_condition
 
-    def condition(self: Selection) -> str | None:
-        found = sound(self)
+    def condition(selection: Selection) -> str | None:
+        found = sound(selection)
         return found and found.replace(changed, f"{changed} AND NOT {has_succeeded}")
 
-    monkeypatch.setattr(Selection, "redo_condition", property(condition))
+    monkeypatch.setattr(statements, "redo_condition", condition)
 
 
 def start_again(monkeypatch: pytest.MonkeyPatch) -> None:

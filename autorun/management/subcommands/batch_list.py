@@ -14,9 +14,9 @@ from autorun.declare.base import Runner
 from autorun.management.subcommands import parsing
 from autorun.management.subcommands.subcommand import Subcommand, requested_by
 from autorun.models import Batch, Chunk
-from autorun.observe.described import describe_batch
 from autorun.observe.glance import take_tally
 from autorun.observe.listing import EMPTY_SWEEP
+from autorun.observe.run_states import describe_batch
 from autorun.planning import batches
 from autorun.state.counts import BatchCounts, batch_counts
 from autorun.state.managers import ChunkQuerySet

@@ -9,9 +9,8 @@ from autorun.declare import registry
 from autorun.management.subcommands import parsing
 from autorun.management.subcommands.subcommand import Subcommand
 from autorun.observe.at_work import workers_at_work
-from autorun.observe.described import describe_run
 from autorun.observe.listing import MOST_COMPARED, RunFilter
-from autorun.observe.run_states import STATES, stale_among, state_of
+from autorun.observe.run_states import STATES, describe_run, stale_among, state_of
 from autorun.state.draining import drain, undrain
 from autorun.state.parameters import SINCE
 from autorun.state.words import ago, duration, moment

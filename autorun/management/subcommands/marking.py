@@ -19,9 +19,9 @@ from autorun.management.subcommands import parsing
 from autorun.management.subcommands.subcommand import OnRows, requested_by
 from autorun.management.subcommands.watching import WATCH, require_watchable, watch
 from autorun.models import Run
-from autorun.observe.described import describe_batch
 from autorun.observe.failures import classes_of, failed_runs, group_failures
 from autorun.observe.listing import RunFilter
+from autorun.observe.run_states import describe_batch
 from autorun.planning.on_demand import adopt, backfill_now, ignore
 from autorun.planning.pending import pending
 from autorun.planning.same_input import count_same_input

@@ -18,13 +18,12 @@ from autorun.management.subcommands.subcommand import (
     requested_by,
 )
 from autorun.models import Batch
-from autorun.observe.described import describe_batch
+from autorun.observe.run_states import describe_batch
+from autorun.planning.counting import Group, Preview, preview
 from autorun.planning.on_demand import backfill_now
 from autorun.planning.pending import keys_to_try
-from autorun.planning.preview import Group, Preview, preview
-from autorun.planning.reasons import Reason
+from autorun.planning.reasons import SELECTIONS, Reason
 from autorun.planning.scope import Scope
-from autorun.planning.selection import SELECTIONS
 from autorun.state.counts import progress
 from autorun.state.keys import as_json as as_keys
 from autorun.state.words import REASONS, counted, estimate

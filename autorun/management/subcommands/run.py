@@ -25,8 +25,8 @@ from autorun.management.subcommands.subcommand import (
     requested_by,
 )
 from autorun.management.subcommands.terminal import Terminal
-from autorun.observe.described import describe_batch
 from autorun.observe.new_versions import held
+from autorun.observe.run_states import describe_batch
 from autorun.planning.on_demand import Swept, backfill_now, run_now, sweep_counting_undone
 from autorun.planning.scope import Scope
 from autorun.state.counts import progress

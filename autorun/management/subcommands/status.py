@@ -19,12 +19,10 @@ from autorun.management.subcommands.parsing import FORMAT, argument, check, flag
 from autorun.management.subcommands.subcommand import Subcommand, chosen_runners, condition_not_met
 from autorun.management.subcommands.terminal import SIGNS, Terminal
 from autorun.models import Node
-from autorun.observe.edits import edits
-from autorun.observe.glance import at_a_glance, take_tally
+from autorun.observe.glance import Standing, at_a_glance, standings_of, take_tally
 from autorun.observe.held_up import HeldUp, held_up
 from autorun.observe.limits_in_use import limits_in_use
-from autorun.observe.new_versions import about_version, is_new, used_before
-from autorun.observe.standings import Standing, standings_of
+from autorun.observe.new_versions import about_version, edits, is_new, used_before
 from autorun.planning.pending import pending, stale
 from autorun.planning.rows import unnameable
 from autorun.state.words import ago, because, duration, estimate, schedule, short_number

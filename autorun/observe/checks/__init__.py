@@ -26,14 +26,12 @@ def check_all(
     # Imported here, because processes that run no checks need none of these modules.
     from autorun.declare import registry
     from autorun.observe.checks import (
-        autorun_setting,
         declarations,
         installation,
         names,
         neighbours,
         output_targets,
         overrides,
-        relation_paths,
         relations,
         values,
         write_triggers,
@@ -41,7 +39,7 @@ def check_all(
     from autorun.observe.checks.problems import is_in
 
     runners = [each for each in registry.runners() if is_in(app_configs, type(each))]
-    yield from autorun_setting.check_settings()
+    yield from values.check_settings()
     yield from installation.check_installation()
     yield from installation.check_imports()
     yield from neighbours.check_neighbours(registry.runners())
@@ -53,7 +51,7 @@ def check_all(
         yield from overrides.check_overrides(runner)
         yield from output_targets.check_landing(runner)
         yield from write_triggers.check_database_of_writes(runner)
-        yield from relation_paths.check_related(runner)
+        yield from values.check_related(runner)
     yield from names.check_names(runners)
     yield from relations.check_relations(runners)
 

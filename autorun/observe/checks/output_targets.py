@@ -10,7 +10,7 @@ from django.db.models import Model, UniqueConstraint
 from autorun.conf import settings
 from autorun.declare.base import Runner
 from autorun.declare.hooks import database_of
-from autorun.declare.output_types import members_of
+from autorun.declare.returns import members_of
 from autorun.observe.checks.declarations import analysis_of, model_of
 from autorun.observe.checks.problems import error, place, shown
 from autorun.state.keys import concrete

@@ -18,7 +18,7 @@ from autorun.declare.sets import Each, rows_in
 from autorun.exceptions import ImproperRunner, NotRegistered
 from autorun.observe.checks.declarations import model_of
 from autorun.observe.checks.problems import error, place, shown, warning
-from autorun.observe.checks.relation_paths import set_problem
+from autorun.observe.checks.values import set_problem
 
 #: Options that say what becomes of a result.
 _OF_RESULTS = ("OUTPUT_FIELDS", "OUTPUT_MODEL", "OUTPUT_KEY", "STORE_OUTPUTS")

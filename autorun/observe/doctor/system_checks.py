@@ -12,7 +12,7 @@ from django.utils.translation.trans_null import gettext_noop
 from autorun.declare import registry
 from autorun.observe.celery_app import setting_of
 from autorun.observe.doctor.finding import Finding, error, examination, ok, warning
-from autorun.observe.edits import edits
+from autorun.observe.new_versions import edits
 from autorun.state.words import number
 
 
