@@ -1,6 +1,7 @@
 """Workers that finish the chunks they have, and take no others until they are restarted."""
 
 import datetime as dt
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,7 +22,7 @@ from autorun.runner import QuerySetRunner
 from autorun.state import draining
 from autorun.state.clock import from_now
 from autorun.tasks import plan
-from autorun.upkeep.bootstep import LONGEST_DRAINED, next_pause
+from autorun.upkeep.bootstep import JITTER, next_pause
 from autorun.upkeep.rounds import upkeep
 from tests.engine import declare, installed, work_off
 from tests.library.models import Document
@@ -133,7 +134,6 @@ def test_a_drained_worker_is_listed_for_as_long_as_it_lives(echo) -> None:
     draining.drain("celery@lab-2")
     before = typed("workers")  # it may have ended, or never have been
     draining.drain(WORKER)
-    draining.look()
     confirmed = typed_json("workers")
     Pulse.objects.update(beat_at=F("beat_at") - dt.timedelta(hours=1))
 
@@ -185,38 +185,55 @@ def test_an_idle_worker_is_listed_with_its_queues_until_it_ends() -> None:
 
 
 @pytest.mark.usefixtures("this_worker")
-@pytest.mark.parametrize("is_made", [False, True])
-def test_a_drained_worker_looks_every_minute_whether_it_still_is(settings, is_made) -> None:
-    settings.AUTORUN = {**settings.AUTORUN, "UPKEEP_INTERVAL": 30.0}
-    draining.drain(WORKER)
-    before = next_pause(700.0, is_made=is_made)
-    draining.look()
+@pytest.mark.parametrize("is_busy", [False, True])
+def test_a_silent_worker_is_not_offered_to_be_drained(echo, admin_client, is_busy) -> None:
+    """It may have been killed with all of its processes, be frozen, or lack the database."""
+    if is_busy:
+        echo.run()
+        begun = {"state": Chunk.State.RUNNING, "started_at": from_now(-300)}
+        Chunk.objects.update(worker=f"{WORKER}:abcdef:1", expires_at=from_now(60 - 41), **begun)
+    Pulse.objects.update(beat_at=from_now(-41 - 200 * is_busy))
 
-    assert before > LONGEST_DRAINED
-    assert next_pause(700.0, is_made=is_made) == LONGEST_DRAINED
-
-
-@pytest.mark.usefixtures("this_worker")
-def test_a_worker_that_has_ended_is_not_offered_to_be_drained(echo, admin_client: Client) -> None:
-    echo.run()
-    work_off()
-    Chunk.objects.update(worker=f"{WORKER}:abcdef:1")
-    Pulse.objects.update(beat_at=F("beat_at") - dt.timedelta(minutes=3))
-
-    (ended,) = workers_at_work()
+    (silent,) = workers_at_work()
     page = admin_client.get(reverse("admin:autorun_health_changelist")).text
     asked = admin_client.post(
         reverse("admin:autorun_health_drain"), {"worker": WORKER}, follow=True
     )
-    Chunk.objects.update(state=Chunk.State.RUNNING, finished_at=None)
-    (frozen,) = workers_at_work()
-    draining.look()
+    told = typed("workers")
+    if is_busy:
+        Chunk.objects.update(expires_at=from_now(60))  # its lease is extended
+    else:
+        draining.look()
     (back,) = workers_at_work()
 
-    assert [each.state for each in (ended, frozen, back)] == ["ended", "not answering", ""]
-    assert WORKER in page
+    assert (silent.state, silent.chunks, back.state) == ("silent", int(is_busy), "")
+    assert re.search(r"not heard from for 4\d s", page)
+    assert re.search(r"not heard from for 4\d s", told)
     assert "Drain…" not in page
     assert "No running worker with this name can be drained." in asked.text
+
+
+@pytest.mark.parametrize("interval", [1.0, 5.0, 60.0])
+def test_a_worker_gives_signs_of_life_more_often_than_it_is_called_silent(
+    settings, interval
+) -> None:
+    settings.AUTORUN = {**settings.AUTORUN, "UPKEEP_INTERVAL": interval}
+    longest = max(next_pause(1_000.0, is_made=is_made) for is_made in (False, True))
+
+    assert longest * max(JITTER) < draining.longest_silence()
+
+
+def test_another_process_that_executes_runs_is_not_offered_to_be_drained(echo) -> None:
+    echo.run()
+    Chunk.objects.update(state=Chunk.State.RUNNING, worker="web-1:abcdef:1")
+    (web,) = workers_at_work()
+    Chunk.objects.update(worker=f"{WORKER}:abcdef:1")  # of which no pulse is left
+    (killed,) = workers_at_work()
+
+    assert [(each.state, each.may_be_drained) for each in (web, killed)] == [
+        ("", False),
+        ("ended", False),
+    ]
 
 
 @pytest.mark.usefixtures("this_worker")

@@ -5,15 +5,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from django.db.models import Case, Count, F, Max, Min, Q, Sum, Value, When
-from django.utils.translation.trans_null import (
-    gettext_noop as _,  # the usual one reads the settings
-)
+from django.utils.translation import gettext as _
+from django.utils.translation.trans_null import gettext_noop  # the usual one reads the settings
 
+from autorun.conf import settings
 from autorun.dispatch.messages import queue_name
 from autorun.models import Chunk
 from autorun.observe.activity import RATE_SECONDS
 from autorun.state import draining
 from autorun.state.clock import from_now
+from autorun.state.words import duration
 
 
 @dataclass(frozen=True)
@@ -22,8 +23,9 @@ class WorkerAtWork:
 
     `queues` are those that it consumes from, or those of its recent chunks if they are not known.
     `since` is the start of the chunk that it has had for longest. `state` is "draining" until a
-    drained worker has finished its chunks, then "drained"; "ended" for a worker that is no longer
-    alive, or "not answering" if it still has chunks; and empty for any other worker.
+    drained worker has finished its chunks, then "drained"; "ended" for a worker that was stopped or
+    whose main process was killed; "silent" for one that has given no sign of life for `silence`
+    seconds; and empty for any other worker.
     """
 
     name: str
@@ -34,10 +36,18 @@ class WorkerAtWork:
     runs: int
     last_seen: dt.datetime | None
     state: str
+    silence: float | None
+
+    @property
+    def state_in_words(self) -> str:
+        if self.state == "silent":
+            return _("not heard from for %s") % duration(self.silence)
+        return _(self.state) if self.state else ""
 
     @property
     def may_be_drained(self) -> bool:
-        return not self.state
+        """Whether it runs, and reads the note: other processes than Celery's workers do not."""
+        return not self.state and _is_of_celery(self.name)
 
     @property
     def is_drained(self) -> bool:
@@ -45,7 +55,7 @@ class WorkerAtWork:
 
 
 def workers_at_work() -> list[WorkerAtWork]:
-    """The workers that are alive or worked in the last ten minutes, by name; four queries."""
+    """The workers that were seen or worked in the last ten minutes, by name; four queries."""
     is_running = Q(state=Chunk.State.RUNNING)
     ended = Q(state=Chunk.State.FINISHED, finished_at__gte=from_now(-RATE_SECONDS))
     chunks: Any = Chunk.objects.unfolded().filter(is_running | ended).exclude(worker="")
@@ -55,6 +65,7 @@ def workers_at_work() -> list[WorkerAtWork]:
         .annotate(
             running=Count("pk", filter=is_running),
             since=Min("started_at", filter=is_running),
+            leased_until=Max("expires_at", filter=is_running),
             runs=Sum(Case(When(ended, then=F("succeeded") + F("failed")), default=Value(0))),
             last=Max("finished_at"),
         )
@@ -64,17 +75,14 @@ def workers_at_work() -> list[WorkerAtWork]:
         # A process's name is its worker's, with two more parts.
         workers.setdefault(worker.rsplit(":", 2)[0], []).append(tuple(row))
     drained, seen, queues = draining.drained(), draining.seen(), draining.queues_of_workers()
-    alive = [pulse for pulse, (_, is_recent) in seen.items() if is_recent]
-    for pulse in (*alive, *(pulse for pulse, is_confirmed in drained.items() if is_confirmed)):
+    for pulse in seen:
         if worker := draining.worker_of(pulse):
             workers.setdefault(worker, [])
     found = []
     for name, rows in sorted(workers.items()):
         pulse = draining.pulse_of(name)
-        # Without a pulse it has ended, unless it is one of an earlier release that still runs.
-        at, is_alive = seen.get(pulse, (None, any(number for _, _, number, *_ in rows)))
         own = queues.get(draining.code_of(pulse), [])
-        found.append(_worker(name, rows, own, at, is_alive=is_alive, is_drained=pulse in drained))
+        found.append(_worker(name, rows, own, *seen.get(pulse, ()), is_drained=pulse in drained))
     return found
 
 
@@ -82,19 +90,26 @@ def _worker(
     name: str,
     rows: list[tuple[Any, ...]],
     own_queues: list[str],
-    seen_at: dt.datetime | None,
+    seen_at: dt.datetime | None = None,
+    now: dt.datetime | None = None,
     *,
-    is_alive: bool,
     is_drained: bool,
 ) -> WorkerAtWork:
-    queues, runners, running, since, runs, last = zip(*rows, strict=True) if rows else [()] * 6
+    queues, runners, running, since, leases, runs, last = (
+        zip(*rows, strict=True) if rows else [()] * 7
+    )
     starts = [each for each in since if each is not None]
-    times = [each for each in (*last, *starts, seen_at) if each is not None]
+    renewals = [each - dt.timedelta(seconds=settings.LEASE) for each in leases if each is not None]
+    times = [each for each in (*last, *starts, *renewals, seen_at) if each is not None]
+    last_seen = max(times, default=None)
+    silence = (now - last_seen).total_seconds() if now and last_seen else 0.0
     state = ""
-    if not is_alive:
-        state = _("not answering") if sum(running) else _("ended")
+    if now is None and (_is_of_celery(name) or not sum(running)):
+        state = gettext_noop("ended")
+    elif silence > draining.longest_silence():
+        state = "silent"
     elif is_drained:
-        state = _("draining") if sum(running) else _("drained")
+        state = gettext_noop("draining") if sum(running) else gettext_noop("drained")
     return WorkerAtWork(
         name=name,
         queues=", ".join(own_queues or sorted(set(map(queue_name, queues)))),
@@ -102,6 +117,12 @@ def _worker(
         chunks=sum(running),
         since=min(starts, default=None),
         runs=sum(runs),
-        last_seen=max(times, default=None),
+        last_seen=last_seen,
         state=state,
+        silence=silence if state == "silent" else None,
     )
+
+
+def _is_of_celery(name: str) -> bool:
+    """Whether a worker has this name, and not another process that executes runs."""
+    return "@" in name

@@ -16,7 +16,7 @@ from enum import IntEnum
 from functools import reduce
 from operator import or_
 
-from django.db.models import BooleanField, ExpressionWrapper, Q
+from django.db.models import Q
 
 from autorun.conf import settings
 from autorun.models import Pulse
@@ -25,12 +25,11 @@ from autorun.state.clock import DatabaseNow, from_now
 PREFIX, ALIVE, QUEUE = "drain:", "alive:", "queue:"
 #: The width of the column.
 LONGEST_NAME = 64
-#: Seconds after its last confirmation until a drained worker counts as ended, and until its note is
-#: deleted.
-CONFIRMED_WITHIN = 600.0
+#: Seconds since its last sign of life in which a worker is listed, and its notes are kept.
+LISTED = 600.0
 KEPT = 86_400.0
-#: Intervals of upkeep, and at least so many seconds, within which a worker shows that it lives.
-ALIVE_TURNS, LEAST_SILENCE = 30, 60.0
+#: Intervals of upkeep, and at least so many seconds, in which a worker that lives gives a sign.
+SIGN_TURNS, LEAST_SILENCE = 2, 40.0
 
 
 class _State(IntEnum):
@@ -59,10 +58,8 @@ def consume_from(queues: Iterable[str]) -> None:
 
 def drain(worker: str) -> bool:
     """Stop the worker from starting more chunks; False if it is drained already."""
-    # Not confirmed yet: there may be no such worker.
-    beat_at = from_now(-CONFIRMED_WITHIN)
-    _, is_new = Pulse.objects.get_or_create(name=pulse_of(worker), defaults={"beat_at": beat_at})
-    return is_new
+    noted = {"beat_at": DatabaseNow()}
+    return Pulse.objects.get_or_create(name=pulse_of(worker), defaults=noted)[1]
 
 
 def undrain(worker: str) -> bool:
@@ -70,28 +67,24 @@ def undrain(worker: str) -> bool:
     return bool(Pulse.objects.filter(name=pulse_of(worker)).delete()[0])
 
 
-def drained() -> dict[str, bool]:
-    """The pulses of drained workers, each with whether its worker has confirmed it lately."""
-    is_confirmed = ExpressionWrapper(
-        Q(beat_at__gt=from_now(-CONFIRMED_WITHIN)), output_field=BooleanField()
-    )
-    noted = Pulse.objects.filter(name__startswith=PREFIX).annotate(is_confirmed=is_confirmed)
-    return dict(noted.values_list("name", "is_confirmed"))
+def drained() -> set[str]:
+    """The pulses of drained workers."""
+    noted = Pulse.objects.filter(name__startswith=PREFIX)
+    return set(noted.values_list("name", flat=True))
 
 
-def seen() -> dict[str, tuple[dt.datetime, bool]]:
-    """When each worker was last seen, and whether that is recent, by the name of its pulse."""
-    is_recent = ExpressionWrapper(_is_recent(), output_field=BooleanField())
-    noted = Pulse.objects.filter(name__startswith=ALIVE).annotate(is_recent=is_recent)
-    found = noted.values_list("name", "beat_at", "is_recent")
-    return {PREFIX + name.removeprefix(ALIVE): (at, is_new) for name, at, is_new in found}
+def seen() -> dict[str, tuple[dt.datetime, dt.datetime]]:
+    """When each worker was last seen, and the time now, by the name of its pulse."""
+    noted = Pulse.objects.filter(name__startswith=ALIVE, beat_at__gt=from_now(-LISTED))
+    found = noted.values_list("name", "beat_at", DatabaseNow())
+    return {PREFIX + name.removeprefix(ALIVE): (at, now) for name, at, now in found}
 
 
 def queues_of_workers() -> dict[str, list[str]]:
     """The queues that each worker consumes from, by the `code_of` its pulse."""
     found = defaultdict(list)
-    noted = Pulse.objects.filter(_is_recent(), name__startswith=QUEUE).order_by("name")
-    for name in noted.values_list("name", flat=True):
+    noted = Pulse.objects.filter(name__startswith=QUEUE, beat_at__gt=from_now(-longest_silence()))
+    for name in noted.order_by("name").values_list("name", flat=True):
         _, code, queue = name.split(":", 2)
         found[code].append(queue)
     return found
@@ -162,9 +155,9 @@ def _signs_of_life() -> list[str]:
     return [ALIVE + own.removeprefix(PREFIX), *queues]
 
 
-def _is_recent() -> Q:
-    patience = max(LEAST_SILENCE, ALIVE_TURNS * settings.UPKEEP_INTERVAL)
-    return Q(beat_at__gt=from_now(-patience))
+def longest_silence() -> float:
+    """Seconds without a sign of life after which a worker may have died."""
+    return max(LEAST_SILENCE, SIGN_TURNS * settings.UPKEEP_INTERVAL)
 
 
 def forget_ended() -> None:

@@ -32,10 +32,8 @@ LOOK_EVERY = 0.5
 #: The most seconds in which it notes that the worker was killed.
 LONGEST_ENDING = 5.0
 
-#: The most intervals between two checks by a worker that is one of many.
-MOST_INTERVALS = 24
-#: The most seconds between two by a drained one.
-LONGEST_DRAINED = 60.0
+#: The most seconds between two checks by a worker that is one of many, if an interval is shorter.
+LONGEST_PAUSE = 30.0
 #: The bounds of a pause as parts of it, so that workers started together check at different times.
 JITTER = (0.8, 1.2)
 
@@ -46,13 +44,10 @@ _make_round: Callable[[], bool]
 def next_pause(pause: float, *, is_made: bool) -> float:
     """The seconds until this process looks again whether a round is due; the last were `pause`.
 
-    The more workers there are, the more often one finds that another has made the round. So all of
-    them together look about twice in an interval, and one that is alone in every interval. A
-    drained worker soon notices that it is not any more.
+    The more workers there are, the more often one finds that another has made the round, and the
+    less often it looks; often enough to show that it lives, and to notice that it is drained.
     """
-    longest = settings.UPKEEP_INTERVAL * MOST_INTERVALS
-    if draining.has_begun():
-        longest = min(longest, LONGEST_DRAINED)
+    longest = max(settings.UPKEEP_INTERVAL, LONGEST_PAUSE)
     return min(max(pause / 2, settings.UPKEEP_INTERVAL) if is_made else pause * 1.5, longest)
 
 

@@ -90,7 +90,7 @@ def _begin(**_: Any) -> None:
 
 def _end(**_: Any) -> None:
     """Note that the worker has ended; its pool is gone, so no child inherits the connection."""
-    with suppress(DatabaseError, InterfaceError):  # a few minutes of silence say the same
+    with suppress(DatabaseError, InterfaceError):  # its silence says the same
         draining.end()
     connections.close_all()
 
