@@ -332,8 +332,8 @@ def test_chunks_are_multiples_of_a_batch(settings):
     with installed(runner_class):
         runner = runner_class()
         node = runner.get_node().pk
-        assert chunk_size(runner, node) == 64
-        assert chunk_size(runner, node, seconds=0.002) == 192  # a window is four chunks
+        assert chunk_size(runner, node) == 192  # a window is four chunks
+        assert chunk_size(runner, node, seconds=0.002) == 192
         assert chunk_size(runner, node, seconds=10) == 64
         settings.AUTORUN = {"WINDOW": 40}
         assert chunk_size(runner, node) == 40

@@ -476,7 +476,7 @@ def test_the_last_resort_is_for_all_runs_of_a_chunk_that_belong_together(documen
         assert message_for(Chunk.objects.get()).time_limit == 320
 
 
-@pytest.mark.parametrize(("seconds", "size"), [(0.001, 250), (0.1, 10), (10, 1), (None, 100)])
+@pytest.mark.parametrize(("seconds", "size"), [(0.001, 250), (0.1, 10), (10, 1), (None, 250)])
 def test_a_chunk_is_about_a_second_of_work(documents, seconds, size, settings):
     settings.AUTORUN = {"WINDOW": 1_000}
     runner = declare()
@@ -492,7 +492,7 @@ def test_a_node_is_measured_as_soon_as_its_first_chunk_has_ended():
     runner = declare()
     with installed(runner):
         node = runner().get_node()
-        assert sizes.chunk_size(runner(), node.pk) == sizes.UNMEASURED
+        assert sizes.chunk_size(runner(), node.pk) == 250
         Node.objects.filter(pk=node.pk).update(run_seconds=0.05)
 
         assert sizes.chunk_size(runner(), node.pk) == 20

@@ -12,8 +12,6 @@ from autorun.models import Node
 
 TARGET_SECONDS = 1.0
 LARGEST = 500
-#: Runs in a chunk of an unmeasured node; a worker hands over the rest of a slow chunk.
-UNMEASURED = 100
 #: The number of chunks that the rest of a slow chunk is divided into, if its node is measured.
 PARTS_OF_REST = 8
 
@@ -31,7 +29,8 @@ def chunk_size(runner: Runner, node_id: int, *, seconds: float | None = None) ->
     if seconds is None:
         found = Node.objects.filter(pk=node_id).values_list("run_seconds", flat=True).first()
         seconds = None if found is None else found / calls_at_once(runner.label)
-    size = UNMEASURED if seconds is None else round(TARGET_SECONDS / max(seconds, 1e-6))
+    # An unmeasured node has the largest: a worker hands over the rest of a slow chunk.
+    size = LARGEST if seconds is None else round(TARGET_SECONDS / max(seconds, 1e-6))
     # Several chunks must fit into the window, or workers would be idle.
     size = max(1, min(size, LARGEST, settings.WINDOW // 4))
     return min(in_full_calls(runner, size), window)
