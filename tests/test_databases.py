@@ -1,23 +1,29 @@
 """Rows in one database and autorun's tables in another, either way round."""
 
+import datetime as dt
+
 import pytest
 from django.apps import apps
 from django.core.checks import run_checks
 from django.db import connection
+from django.db.models.functions import ExtractHour, TruncDate
+from django.utils import timezone
 
 from autorun.exceptions import ImproperRunner
 from autorun.models import Batch, Chunk, Node, Run
+from autorun.observe.checks.time_zones import check_time_zones
 from autorun.observe.doctor.system_checks import examine_checks
 from autorun.planning.batches import counts
 from autorun.planning.counting import preview
 from autorun.planning.scope import Scope
+from autorun.runner import Members
 from autorun.state.clock import from_now
 from autorun.state.leases import queued, start
 from autorun.state.transactions import StateManager
 from autorun.upkeep.rescue import rescue_expired
 from autorun.upkeep.rounds import upkeep
 from tests.engine import declare, installed, statuses, work_off
-from tests.library.models import Document, Photo
+from tests.library.models import Document, Measurement, Photo, Tag
 
 pytestmark = pytest.mark.django_db(databases=["default", "archive"])
 
@@ -173,3 +179,60 @@ def test_w210_another_character_set_on_mariadb(charset):
     assert f"the database {name}, autorun_failure.message" in found[0].message
     assert "autorun.W210" in messages
     assert not [each for each in examine_checks() if each.subject == "check autorun.W210"]
+
+
+class Olympus(dt.tzinfo):
+    """A time zone that no database knows."""
+
+    def utcoffset(self, moment):
+        return dt.timedelta(hours=3)
+
+    dst = utcoffset
+
+    def tzname(self, moment):
+        return "Mars/Olympus"
+
+
+def by_hour(self, rows, log_level=20):
+    return rows.alias(hour=ExtractHour("updated_at")).filter(hour__lt=12)
+
+
+def of_a_day(self, rows, log_level=20):
+    day = Document.objects.annotate(day=TruncDate("updated_at")).values("day")[:1]
+    return rows.filter(updated_at__date__in=day)
+
+
+@pytest.mark.parametrize(
+    ("options", "is_named"),
+    [
+        ({"INPUT_FIELDS": ("updated_at__date",)}, True),
+        ({"INPUT_FIELDS": (Members("document", "updated_at__hour"),), "DATA_MODEL": Tag}, True),
+        ({"filter_queryset": by_hour, **by_python}, True),
+        ({"filter_queryset": of_a_day}, True),
+        ({"get_base_queryset": lambda self: Document.objects.filter(updated_at__hour=3)}, True),
+        ({"INPUT_FIELDS": ("updated_at",)}, False),
+        ({"INPUT_FIELDS": ("taken_on__year",), "DATA_MODEL": Measurement}, False),
+        ({"filter_queryset": lambda self, rows, log_level=20: 1 / 0}, False),
+    ],
+)
+def test_w212_a_time_zone_that_the_database_does_not_know(options, is_named, monkeypatch):
+    with installed(declare(**options)):
+        known = list(check_time_zones(["default"]))
+        monkeypatch.setattr(timezone, "get_default_timezone", Olympus)
+        found = list(check_time_zones(["default"]))
+        by_doctor = [each.subject for each in examine_checks()]
+
+    assert known == list(check_time_zones(None)) == []
+    assert [each.id for each in found] == ["autorun.W212"] * is_named
+    assert ("check autorun.W212" in by_doctor) is is_named
+    assert all("'Mars/Olympus'" in each.msg and "EchoRunner" in each.msg for each in found)
+
+
+def test_a_server_without_time_zones_is_told_from_one_with_them(settings):
+    settings.TIME_ZONE = "Europe/Berlin"
+    with installed(declare(INPUT_FIELDS=("updated_at__date",))):
+        found = list(check_time_zones(["default", "archive"]))
+        Document.objects.create()
+        days = Document.objects.values_list("updated_at__date", flat=True)
+
+        assert [each.id for each in found] == ["autorun.W212"] * (days[0] is None)

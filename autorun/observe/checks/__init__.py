@@ -61,7 +61,9 @@ def check_databases(
 ) -> Iterable[CheckMessage]:
     """Run the checks that ask the `databases`; there are none unless the caller names some."""
     from autorun.observe.checks.installation import check_character_sets
+    from autorun.observe.checks.time_zones import check_time_zones
     from autorun.observe.checks.write_triggers import check_triggers
 
     yield from check_character_sets(databases)
+    yield from check_time_zones(databases)
     yield from check_triggers(databases)
