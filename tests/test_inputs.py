@@ -32,6 +32,7 @@ MOMENT = dt.datetime(2026, 3, 4, 5, 6, 7, 89, dt.UTC)
 LATER = MOMENT + dt.timedelta(microseconds=1)
 DAY = dt.date(2026, 3, 4)
 LONG = 0.1 + 2**-56
+JSON = models.JSONField()
 
 
 class Money:
@@ -354,6 +355,8 @@ def test_equal_documents_are_one_input(every):
         ("json__a", {}, None, {"a": 1}),
         ("json__a", [1], None, {"a": 1}),
         ("json__a", None, None, {"a": 1}),
+        ("json__é", {"é": 1}, 1, {"é": 2}),
+        ('json__a"b', {'a"b': 1}, 1, {'a"b': 2}),
     ],
 )
 def test_a_key_of_a_document_is_an_input(every, path, document, expected, changed):
@@ -379,13 +382,39 @@ def test_a_key_of_a_document_is_an_input(every, path, document, expected, change
 )
 def test_a_number_is_a_key_or_a_place_in_a_list(every, path, document, expected, changed):
     received = []
-    every.objects.create(json=document)
+    every.objects.bulk_create([every(json=document), every(json=document), every(json={})])
     with installed(runner_class := runner_of(every, path, received=received)):
         runner_class().run()
         work_off()
-        assert received == [expected]
+        assert received == [expected, expected, None]
         every.objects.update(json=changed)
-        assert runner_class().pending().count() == 1
+        assert runner_class().pending().count() == 3
+
+
+@pytest.mark.parametrize(
+    ("path", "documents"),
+    [
+        ("json__a", [{"a": None}, {}, [1], ["a"], "a", 5, None, models.Value(None, JSON)]),
+        ("json__a__b", [{}, *({"a": each} for each in (None, [], ["b"], "b", 5, {"b": None}))]),
+        ("json__0", [{"a": 1}, {"b": 2}, {"0": None}, [], [None], 5, "text", None]),
+        ("json__a__0", [{"a": {"b": 1}}, {"a": {"b": 2}}, {"a": 5}, {"a": []}, {"a": None}, {}]),
+        ("json__0__b", [{"b": 1}, {"b": 2}, [1], [[]], {"0": []}]),
+        ("json__-1", [[], [], None]),
+        ("json", [None, models.Value(None, JSON)]),
+    ],
+)
+def test_documents_that_give_a_body_the_same_are_one_input(every, path, documents):
+    received = []
+    every.objects.create(json=documents[0])
+    with installed(runner_class := runner_of(every, path, received=received)):
+        runner_class().run()
+        work_off()
+        for document in documents:
+            every.objects.update(json=document)
+            assert list(runner_class().pending()) == [], document
+            assert runner_class().get_instance_representation(every.objects.get()) is None
+
+    assert received == [None]
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ of its fingerprint, so Python has it for every row that SQL finds.
 """
 
 import datetime as dt
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Decimal
@@ -95,6 +96,23 @@ class _AtKey(KeyTransform):
         # Django's own operator finds a number only in a list, and not as a key.
         document, params, keys = self.preprocess_lhs(compiler, connection)
         return f"({document} #> %s)", (*params, keys)
+
+    def as_mysql(self, compiler: Any, connection: Any) -> Any:
+        document, params = compiler.compile(self.lhs)
+        # MariaDB finds a key as it is written, and none that begins with a hyphen.
+        written = {json.dumps(self.key_name, ensure_ascii=each) for each in (True, False)}
+        paths = ["$"] if self.key_name[:1] == "-" else [f"$.{each}" for each in sorted(written)]
+        sql = f"COALESCE({', '.join([f'JSON_EXTRACT({document}, %s)'] * len(paths))})"
+        named = [each for path in paths for each in (*params, path)]
+        try:
+            place = int(self.key_name)
+        except ValueError:
+            return sql, named
+        # There `$[0]` of no list is the whole, and a negative place is right in the first row only.
+        from_end = f"CONCAT('$[', JSON_LENGTH({document}) {place}, ']')"
+        at = from_end if place < 0 else f"'$[{place}]'"
+        sql = f"IF(JSON_TYPE({document}) = 'ARRAY', JSON_EXTRACT({document}, {at}), {sql})"
+        return sql, [*params * (3 if place < 0 else 2), *named]
 
 
 def given(value: Any, field: Any) -> Any:

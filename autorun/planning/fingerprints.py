@@ -221,6 +221,8 @@ def _netstring(source: Any, compiler: Any, connection: Any) -> tuple[str, list[A
         sql, params = compiler.compile(source)
         return sql, [*params]
     text = text_of(source.output_field, connection.alias)
+    if isinstance(source.output_field, models.JSONField):
+        text = f"NULLIF({text}, 'null')"  # a body gets None for either
     if connection.vendor == "sqlite" and isinstance(source.output_field, models.JSONField):
         # Django's own SQL of a key has one text for 1 and "1".
         keys: list[str] = []
