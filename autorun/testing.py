@@ -172,10 +172,7 @@ def assert_failed(
 
 
 def assert_not_applicable(runner: RunnerName, instance: Any, *, reason: Any = ANY) -> Run:
-    """Fail unless the body has raised NotApplicable on the current row, with `reason` if given.
-
-    Returns the run.
-    """
+    """Fail unless the body raised NotApplicable on the current row, with `reason` if given."""
     found = _runner(runner)
     explanation = explain(found, instance)
     run = explanation.run
@@ -200,10 +197,7 @@ class Functions:
 
 
 class AutorunTestCase(Functions, unittest.TestCase):
-    """A base for test cases, listed before one of Django's.
-
-    Analyses that a test declares are removed when it ends.
-    """
+    """A base to list before Django's; analyses that a test declares are removed when it ends."""
 
     # Not in `setUp`, which test cases override without `super()`.
     def run(self, result: unittest.TestResult | None = None) -> unittest.TestResult | None:

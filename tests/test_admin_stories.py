@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from autorun.admin.stories import Story, other_runs, outcome_of, runs_behind, story_of
+from autorun.admin.stories import Story, other_runs, outcome_of, runs_behind
 from autorun.models import Batch, Failure, Run
 from autorun.observe.explanation import ALL
 from autorun.observe.listing import RunFilter
@@ -30,7 +30,7 @@ def told(runner: Any, run: Run | None = None) -> Story:
     if run is None:
         run = Run.objects.select_related("chunk__batch", "node").latest("pk")
     instance = Document.objects.filter(pk=run.object_id).first()
-    return story_of(run, runner, instance, others=other_runs(run), quotes=ALL)
+    return Story(run, runner, instance, other_runs(run), ALL)
 
 
 def why(runner: Any) -> str:

@@ -160,7 +160,7 @@ def test_a_broken_filter_fails_the_batch_and_says_so(documents):
     runner = declare()
     with installed(runner):
         batch = runner().run()
-        monkey = windows.windows
+        monkey = windows.Windows
 
         def explode(*args, **kwargs):
             yield from monkey(*args, **kwargs)
@@ -168,12 +168,12 @@ def test_a_broken_filter_fails_the_batch_and_says_so(documents):
 
         from autorun.planning import passes
 
-        passes.windows = explode
+        passes.Windows = explode
         try:
             with pytest.raises(RuntimeError, match="disk full"):
                 runner().run()
         finally:
-            passes.windows = monkey
+            passes.Windows = monkey
 
     failed = Batch.objects.exclude(pk=batch.pk).get()
     assert (failed.state, failed.reason) == (Batch.State.FAILED, "RuntimeError: disk full")

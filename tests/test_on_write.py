@@ -17,7 +17,7 @@ from django.db import OperationalError, connection, models, transaction
 from django.db.migrations import AlterField, Migration
 from django.test.utils import CaptureQueriesContext, isolate_apps
 
-from autorun.admin.stories import other_runs, story_of
+from autorun.admin.stories import Story, other_runs
 from autorun.dispatch.ordering import due
 from autorun.dispatch.publishing import redirected
 from autorun.models import Batch, BatchRow, Chunk, Run, SpilledTrigger, Written
@@ -581,7 +581,7 @@ def test_a_run_and_an_explanation_tell_a_member_from_the_row(watch):
         round_of_upkeep()
         work_off()
         run = Run.objects.current().select_related("node", "chunk__batch").get()
-        story = story_of(run, runner, None, others=other_runs(run), quotes=ALL)
+        story = Story(run, runner, None, other_runs(run), ALL)
         found.append(story.why.partition(". ")[0])
 
     told(lambda: Patient.objects.update(code="b"))
@@ -617,7 +617,7 @@ def test_many_rows_that_read_a_written_one_become_a_batch(watch, set_constants):
     batch = Batch.objects.get()
     assert (batch.planned, batch.description) == (5, "pending rows whose visit patient changed")
     run = Run.objects.current().select_related("node", "chunk__batch").last()
-    assert story_of(run, None, None, others=[], quotes=ALL).why.startswith(
+    assert Story(run, None, None, [], ALL).why.startswith(
         f"Started by batch {batch.pk} of written rows (pending rows whose visit patient changed)."
     )
 

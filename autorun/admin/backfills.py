@@ -61,10 +61,7 @@ class BackfillRequest:
 
     @classmethod
     def read(cls, request: HttpRequest, runner: Runner) -> Self:
-        """The form of a backfill of `runner`.
-
-        Raises Http404 if rows of another model were chosen.
-        """
+        """The form of a backfill of `runner`. Raises Http404 for chosen rows of another model."""
         given = request.POST if request.method == "POST" else request.GET
         only, selection = str(given.get("only", "")), read_text(given, "selection")
         problems = {"only": "" if only in ONLY else _("Unknown choice “%s”.") % only[:40]}

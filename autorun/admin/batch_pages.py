@@ -59,7 +59,6 @@ from autorun.observe.glance import digest_or_problem, progresses_and_tally, take
 from autorun.observe.listing import EMPTY_SWEEP
 from autorun.planning import batches
 from autorun.planning.counting import count_rows
-from autorun.state.counts import BatchCounts
 from autorun.state.origins import (
     CANCELLED,
     name_of_batch,
@@ -137,7 +136,9 @@ class BatchAdmin(PageAdmin):
             batch=batch,
             runner=runner_name(batch.runner),
             tally=tally,
-            progress=_percent(counts) if batch.is_unfinished else "",
+            progress=f"{100 * counts.finished // counts.total} %"
+            if batch.is_unfinished and counts.total
+            else "",
             state=state_of_batch(batch, counts, is_stuck=is_stuck),
             reason=reason_in_words(batch.reason) if shows else batch.reason and _(HIDDEN),
             requested_by=batch.requested_by
@@ -379,10 +380,6 @@ def _cause(batch: Batch, group: FailureGroup, *, is_open: bool) -> Cause:
         number(group.runs),
         urlencode(query),
     )
-
-
-def _percent(counts: BatchCounts) -> str:
-    return f"{100 * counts.finished // counts.total} %" if counts.total else ""
 
 
 def _figures(batch: Batch, left: int, *, is_held: bool, is_stuck: bool) -> list[Figure]:

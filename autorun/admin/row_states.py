@@ -215,10 +215,7 @@ def runners_of(model: type[Any]) -> list[Runner]:
 
 
 def runners_shown(model_admin: Any) -> list[Runner]:
-    """The runners that the list of the model's own admin is about.
-
-    Raises NotRegistered for a label that no runner has.
-    """
+    """The runners that the model's own list shows. Raises NotRegistered for an unknown label."""
     found, chosen = runners_of(model_admin.model), model_admin.autorun_runners
     if chosen is None:
         return found

@@ -19,7 +19,7 @@ from autorun.admin import markup, row_access
 from autorun.admin.bulk_actions import ActingOnRuns, allowed
 from autorun.admin.markup import as_json, prose, time_since
 from autorun.admin.pages import Permission, page
-from autorun.admin.stories import other_runs, outcome_of, state_in_words, story_of
+from autorun.admin.stories import Story, other_runs, outcome_of, state_in_words
 from autorun.admin.tables import (
     as_options,
     name_of_run,
@@ -151,8 +151,9 @@ class RunAdmin(ActingOnRuns):
         runner, seen, instance = self._row_of(request, run)
         quotes = row_access.quotes_for(request, self.admin_site, run.node, is_open=seen.is_open)
         may_see = quotes.messages
-        others, is_hidden = other_runs(run), seen.is_hidden
-        story = story_of(run, runner, instance, others=others, quotes=quotes, is_hidden=is_hidden)
+        others = other_runs(run)
+        story = Story(run, runner, instance, others, quotes)
+        hidden = _("You do not have permission to see this row, so its details are hidden.")
         # The newest success, whose outputs stay while a re-run has none.
         of_row = (each for each in others if each.fingerprint != RETIRED)
         earlier = (each for each in of_row if each.status == Run.Status.SUCCEEDED)
@@ -170,7 +171,7 @@ class RunAdmin(ActingOnRuns):
             runner=runner_name(run.chunk.runner),
             batch="" if run.chunk.batch is None else name_of_batch(run.chunk.batch),
             story=story,
-            now=prose(story.now),
+            now=prose(hidden if seen.is_hidden else story.now),
             configuration=as_json(without_secrets(run.node.configuration)),
             kept=None if run.status == Run.Status.SUCCEEDED else next(earlier, None),
             most_shown=markup.MOST_SHOWN,

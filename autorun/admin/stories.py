@@ -4,6 +4,7 @@ import datetime as dt
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from django.utils.translation import gettext as _
@@ -33,16 +34,6 @@ class Event:
     words: str
 
 
-@dataclass(frozen=True)
-class Story:
-    """`why` says why the run exists, `now` the present state of its row."""
-
-    why: str
-    now: str
-    events: Sequence[Event]
-    failures: Sequence[Failure]
-
-
 MOST_OTHERS = 20
 #: By origin: dependents of a row that was saved or written are planned with its priority.
 _OR_DEPENDENT = {
@@ -62,25 +53,135 @@ def other_runs(run: Run) -> list[Run]:
     )
 
 
-def story_of(
-    run: Run,
-    runner: Runner | None,
-    instance: Any,
-    *,
-    others: Sequence[Run],
-    quotes: Quotes,
-    is_hidden: bool = False,
-) -> Story:
-    """The story of a run `with_context`; `others` are the other runs of its row.
+@dataclass(frozen=True)
+class Story:
+    """A run `with_context` and the `others` of its row; `instance` is None if the row is gone."""
 
-    `instance` is None if the row is gone or hidden.
-    """
-    failures = sorted(run.failures.all(), key=lambda each: each.attempt)
-    if is_hidden:
-        now = _("You do not have permission to see this row, so its details are hidden.")
-    else:
-        now = _now(run, runner, instance, others, quotes)
-    return Story(_why(run, runner, others), now, _events(run, failures), failures)
+    run: Run
+    runner: Runner | None
+    instance: Any
+    others: Sequence[Run]
+    quotes: Quotes
+
+    @cached_property
+    def failures(self) -> Sequence[Failure]:
+        return sorted(self.run.failures.all(), key=lambda each: each.attempt)
+
+    @property
+    def why(self) -> str:
+        """Why the run exists."""
+        run, runner = self.run, self.runner
+        if run.fingerprint == UNPREPARED:
+            return _("Its input could not be prepared, so it failed without being started.")
+        origin, batch = origin_of(run.chunk), run.chunk.batch
+        if not origin and not run.attempts:
+            if run.status == Run.Status.SUCCEEDED:
+                return _("The row was adopted: recorded as done without running it.")
+            if run.status == Run.Status.CANCELLED:
+                return _("The row is ignored until its input changes.")
+        sentence = ORIGINS[origin or "dependency"].sentence
+        if origin == "write" and batch is not None:
+            sentence = gettext_noop("Started by batch {batch} of written rows ({rows}).")
+        elif runner is None or runner.depends_on:
+            sentence = _OR_DEPENDENT.get(origin, sentence)
+        sentence = _(sentence).format(
+            batch=batch and batch.pk,
+            rows=batch and _(batch.description),
+            upstream=_upstream(runner),
+            related=_related(runner, of_many=origin in ("added", "removed")),
+        )
+        return f"{sentence} {self._what_was_new()}".rstrip()
+
+    def _what_was_new(self) -> str:
+        run, others = self.run, self.others
+        # A run that was cancelled without an attempt says nothing about its row.
+        begun = [each for each in others if each.status != Run.Status.CANCELLED or each.attempts]
+        earlier = [each for each in begun if each.pk < run.pk]
+        if not earlier:
+            is_known = len(others) < MOST_OTHERS
+            return _("First recorded run of this row.") if is_known else ""
+        before = max(earlier, key=lambda each: each.pk)
+        if before.fingerprint == UNPREPARED:
+            return _("In run %s the input of the row could not be prepared.") % before.pk
+        if before.fingerprint != run.fingerprint:
+            is_alone = self.runner is not None and not self.runner.depends_on
+            reason = _("The row, or a result that it depends on, had changed since run %s.")
+            return (_("The row had changed since run %s.") if is_alone else reason) % before.pk
+        sentence = {
+            Run.Status.SUCCEEDED: _("It was forced: run %s had succeeded on the same input."),
+            Run.Status.FAILED: _("It was retried: run %s had failed on the same input."),
+            Run.Status.CANCELLED: _("Run %s on the same input had been cancelled."),
+            Run.Status.NOT_APPLICABLE: _("Run %s on the same input was not applicable."),
+        }.get(Run.Status(before.status), _("It replaced run %s."))
+        return sentence % before.pk
+
+    @property
+    def now(self) -> str:
+        """The present state of the row."""
+        run, runner, quotes = self.run, self.runner, self.quotes
+        if runner is None:
+            return _("The runner %s is no longer registered.") % run.chunk.runner
+        if self.instance is None:
+            return _("The row has been deleted.")
+        if not run.is_current:
+            return self._superseded()
+        try:
+            node_id = node_id_of(runner)
+        except AutorunError as error:
+            reason = str(error) if quotes.reasons else bare_message(error)
+            return _("%(label)s cannot run: %(reason)s") % {"label": runner.label, "reason": reason}
+        if node_id == run.node_id:
+            return explanation_of(runner, self.instance, quotes, run=run).reason
+        sentence = _("%(runner)s now runs %(version)s; this run is of an earlier version.")
+        return sentence % {"runner": runner.label, "version": runner.get_analysis()}
+
+    def _superseded(self) -> str:
+        run = self.run
+        if state_of(run) == "cancelled":
+            return _("It was cancelled. The row may have a later run.")
+        how = {
+            Run.Status.SUCCEEDED: _("It succeeded"),
+            Run.Status.FAILED: _("It failed, no attempts left"),
+            Run.Status.NOT_APPLICABLE: _("It was not applicable"),
+        }.get(Run.Status(run.status), _("It had not finished"))
+        current = next((each for each in self.others if each.is_current), None)
+        if current is None:
+            return f"{how}. {_('A later run has replaced it.')}"
+        sentence = _("Run %s on a newer input has replaced it.")
+        if current.fingerprint == run.fingerprint:
+            sentence = _("Run %s on the same input has replaced it.")
+        return f"{how}. {sentence % current.pk}"
+
+    @property
+    def events(self) -> list[Event]:
+        """The events in order. Only how they failed is kept of attempts before the last one."""
+        run, failures, chunk = self.run, self.failures, self.run.chunk
+        is_finished = run.status != Run.Status.PENDING
+        attempt = run.attempts + (not is_finished)
+        is_retry = any(each.attempt and each.attempt < attempt for each in failures)
+        planned = _("queued for attempt %s (earlier queue times are not kept)") % attempt
+        events = [Event(chunk.created_at, "waiting", planned if is_retry else _("planned"))]
+        if chunk.published_at:
+            events.append(Event(chunk.published_at, "queued", _("queued")))
+        if chunk.started_at:
+            others = chunk.size - 1
+            together = ngettext("(with %s other row)", "(with %s other rows)", others) % number(
+                others
+            )
+            started = _("started on %s") % chunk.worker
+            started = f"{started} {together}" if others else started
+            events.append(Event(chunk.started_at, "running", started))
+        events += [Event(each.failed_at, "failed", _how_it_failed(each)) for each in failures]
+        if chunk.not_before:
+            events.append(Event(chunk.not_before, "waiting", _("next attempt due")))
+        events.sort(key=lambda each: each.at)
+        # A run finishes within the same moment as its last attempt fails, and after it.
+        if run.finished_at and run.status == Run.Status.FAILED:
+            events.append(Event(run.finished_at, "failed", _("failed, no attempts left")))
+        elif run.finished_at:
+            word = in_words(Run.Status(run.status).name.lower())
+            events.append(Event(run.finished_at, state_of(run), word))
+        return events
 
 
 def state_in_words(run: Run) -> str:
@@ -122,88 +223,6 @@ def explanation_of(
         return Explanation(False, "unknown", _("It cannot be explained: %s") % bare_message(error))
 
 
-def _why(run: Run, runner: Runner | None, others: Sequence[Run]) -> str:
-    if run.fingerprint == UNPREPARED:
-        return _("Its input could not be prepared, so it failed without being started.")
-    origin, batch = origin_of(run.chunk), run.chunk.batch
-    if not origin and not run.attempts:
-        if run.status == Run.Status.SUCCEEDED:
-            return _("The row was adopted: recorded as done without running it.")
-        if run.status == Run.Status.CANCELLED:
-            return _("The row is ignored until its input changes.")
-    sentence = ORIGINS[origin or "dependency"].sentence
-    if origin == "write" and batch is not None:
-        sentence = gettext_noop("Started by batch {batch} of written rows ({rows}).")
-    elif runner is None or runner.depends_on:
-        sentence = _OR_DEPENDENT.get(origin, sentence)
-    sentence = _(sentence).format(
-        batch=batch and batch.pk,
-        rows=batch and _(batch.description),
-        upstream=_upstream(runner),
-        related=_related(runner, of_many=origin in ("added", "removed")),
-    )
-    return f"{sentence} {_what_was_new(run, runner, others)}".rstrip()
-
-
-def _what_was_new(run: Run, runner: Runner | None, others: Sequence[Run]) -> str:
-    # A run that was cancelled without an attempt says nothing about its row.
-    begun = [each for each in others if each.status != Run.Status.CANCELLED or each.attempts]
-    earlier = [each for each in begun if each.pk < run.pk]
-    if not earlier:
-        is_known = len(others) < MOST_OTHERS
-        return _("First recorded run of this row.") if is_known else ""
-    before = max(earlier, key=lambda each: each.pk)
-    if before.fingerprint == UNPREPARED:
-        return _("In run %s the input of the row could not be prepared.") % before.pk
-    if before.fingerprint != run.fingerprint:
-        is_alone = runner is not None and not runner.depends_on
-        reason = _("The row, or a result that it depends on, had changed since run %s.")
-        return (_("The row had changed since run %s.") if is_alone else reason) % before.pk
-    sentence = {
-        Run.Status.SUCCEEDED: _("It was forced: run %s had succeeded on the same input."),
-        Run.Status.FAILED: _("It was retried: run %s had failed on the same input."),
-        Run.Status.CANCELLED: _("Run %s on the same input had been cancelled."),
-        Run.Status.NOT_APPLICABLE: _("Run %s on the same input was not applicable."),
-    }.get(Run.Status(before.status), _("It replaced run %s."))
-    return sentence % before.pk
-
-
-def _now(
-    run: Run, runner: Runner | None, instance: Any, others: Sequence[Run], quotes: Quotes
-) -> str:
-    if runner is None:
-        return _("The runner %s is no longer registered.") % run.chunk.runner
-    if instance is None:
-        return _("The row has been deleted.")
-    if not run.is_current:
-        cancelled = _("It was cancelled. The row may have a later run.")
-        return cancelled if state_of(run) == "cancelled" else _superseded(run, others)
-    try:
-        node_id = node_id_of(runner)
-    except AutorunError as error:
-        reason = str(error) if quotes.reasons else bare_message(error)
-        return _("%(label)s cannot run: %(reason)s") % {"label": runner.label, "reason": reason}
-    if node_id != run.node_id:
-        sentence = _("%(runner)s now runs %(version)s; this run is of an earlier version.")
-        return sentence % {"runner": runner.label, "version": runner.get_analysis()}
-    return explanation_of(runner, instance, quotes, run=run).reason
-
-
-def _superseded(run: Run, others: Sequence[Run]) -> str:
-    how = {
-        Run.Status.SUCCEEDED: _("It succeeded"),
-        Run.Status.FAILED: _("It failed, no attempts left"),
-        Run.Status.NOT_APPLICABLE: _("It was not applicable"),
-    }.get(Run.Status(run.status), _("It had not finished"))
-    current = next((each for each in others if each.is_current), None)
-    if current is None:
-        return f"{how}. {_('A later run has replaced it.')}"
-    sentence = _("Run %s on a newer input has replaced it.")
-    if current.fingerprint == run.fingerprint:
-        sentence = _("Run %s on the same input has replaced it.")
-    return f"{how}. {sentence % current.pk}"
-
-
 def _upstream(runner: Runner | None) -> str:
     labels: list[str] = []
     with suppress(AutorunError):  # a system check says what is wrong with it
@@ -218,35 +237,6 @@ def _related(runner: Runner | None, *, of_many: bool) -> str:
         every = runner.related() if runner else ()
         names = [each.relation for each in every if not of_many or each.attname != PK]
     return ", ".join(dict.fromkeys(names)) or _("by one of its relations")
-
-
-def _events(run: Run, failures: Sequence[Failure]) -> list[Event]:
-    """The events in order. Only how they failed is kept of attempts before the last one."""
-    chunk = run.chunk
-    is_finished = run.status != Run.Status.PENDING
-    attempt = run.attempts + (not is_finished)
-    is_retry = any(each.attempt and each.attempt < attempt for each in failures)
-    planned = _("queued for attempt %s (earlier queue times are not kept)") % attempt
-    events = [Event(chunk.created_at, "waiting", planned if is_retry else _("planned"))]
-    if chunk.published_at:
-        events.append(Event(chunk.published_at, "queued", _("queued")))
-    if chunk.started_at:
-        others = chunk.size - 1
-        together = ngettext("(with %s other row)", "(with %s other rows)", others) % number(others)
-        started = _("started on %s") % chunk.worker
-        started = f"{started} {together}" if others else started
-        events.append(Event(chunk.started_at, "running", started))
-    events += [Event(each.failed_at, "failed", _how_it_failed(each)) for each in failures]
-    if chunk.not_before:
-        events.append(Event(chunk.not_before, "waiting", _("next attempt due")))
-    events.sort(key=lambda each: each.at)
-    # A run finishes within the same moment as its last attempt fails, and after it.
-    if run.finished_at and run.status == Run.Status.FAILED:
-        events.append(Event(run.finished_at, "failed", _("failed, no attempts left")))
-    elif run.finished_at:
-        word = in_words(Run.Status(run.status).name.lower())
-        events.append(Event(run.finished_at, state_of(run), word))
-    return events
 
 
 def _how_it_failed(failure: Failure) -> str:

@@ -218,10 +218,7 @@ class BrokerFile(SharedFile):
         )
 
     def bury(self, message: int) -> bool:
-        """Move a message that cannot be read to the dead letters if it is still leased here.
-
-        Return whether it was.
-        """
+        """Move an unreadable message to the dead letters; return whether it was leased here."""
         return self._change_leased(
             message,
             BURY,

@@ -46,10 +46,7 @@ def hold_runner(runner: Runner, *, by: str = "") -> bool:
 
 
 def lift_hold(runner: Runner) -> bool:
-    """Let sweeps and saves plan again. False if the runner's node was not held.
-
-    The next sweep finds what was left pending.
-    """
+    """Let sweeps and saves plan again, which the next sweep does; False if nothing was held."""
     held = Node.objects.filter(pk=node_of(runner).pk).exclude(held_at=None)
     return update_once_committed(held, held_at=None, held_by="")
 

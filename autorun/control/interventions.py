@@ -230,10 +230,7 @@ def cancel_runs(found: Iterable[Sequence[Run]]) -> int:
 
 
 def stop_running(chunks: ChunkQuerySet[Chunk]) -> int:
-    """Tell the workers of running chunks to cancel all of their runs.
-
-    Return how many runs that concerns.
-    """
+    """Have the workers of running chunks cancel all of their runs. Return how many runs."""
     ask = partial(repeated_on_conflict, partial(ask_running, chunks))
     expected = Run.objects.current().pending().filter(chunk__in=chunks.running())
     return once_committed(ask, meanwhile=expected.count)

@@ -147,10 +147,7 @@ def digest_of(runner: Runner) -> str:
 
 
 def configuration_of(runner: Runner) -> dict[str, Any]:
-    """`create_configuration()` as plain JSON.
-
-    Raises ConfigurationError, naming the key, or ImproperRunner if the hook raises.
-    """
+    """`create_configuration()` as plain JSON. Raises ConfigurationError or ImproperRunner."""
     return encode_configuration(hooks.call(runner, "create_configuration"))
 
 
@@ -211,10 +208,7 @@ def runners_by_node() -> RunnersByNode:
 
 
 def labels_by_id() -> dict[int, list[str]]:
-    """The labels of the registered runners by the id that their node has or will have.
-
-    No query, once the ids are known.
-    """
+    """The labels of the registered runners by the id of their node, which may not exist yet."""
     labels = runners_by_node().labels
     if not labels.keys() <= _ids.keys():
         ids = {int(each[:ID_DIGITS], 16): each for each in labels}

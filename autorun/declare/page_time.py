@@ -33,10 +33,7 @@ _hung_until: dict[Any, float] = {}
 
 @dataclass
 class _Budget:
-    """`left` counts down only while the page calls code of the project, up to `ends_at`.
-
-    `slow` is the code that has taken it.
-    """
+    """`left` counts down while the page calls code of the project; `slow` is what has taken it."""
 
     left: float
     ends_at: float | None = None

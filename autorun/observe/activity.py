@@ -64,10 +64,6 @@ class Activity:
             seconds.append(1 / self.per_second_at_work)
         return runs * min(seconds) if seconds else None
 
-    def usual_seconds(self, node: Node) -> float | None:
-        """The time of a run: the recent median, or the one stored with the node."""
-        return node.run_seconds if self.median_seconds is None else self.median_seconds
-
     def seconds_left(self, runs: int) -> float | None:
         """The time until `runs` runs in progress have finished; None while none finishes."""
         return runs / self.per_second if runs and self.per_second else None
@@ -85,10 +81,7 @@ def activity_by_node(nodes: Iterable[Node]) -> dict[int, Activity]:
 
 
 def activity_of(batch: Batch) -> Activity:
-    """The recent activity of the batch itself, without its hours; that of its node if it has none.
-
-    One query, or three.
-    """
+    """The recent activity of the batch itself, without hours; if it has none, of its node."""
     started = Chunk.objects.filter(batch=batch, state__in=STARTED).unfolded()
     own = _recent(started, timezone.now(), by="batch_id").get(batch.pk)
     return replace(Activity(), **own) if own else activity_by_node([batch.node])[batch.node_id]

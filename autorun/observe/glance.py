@@ -57,7 +57,9 @@ class Standing:
 
     @property
     def run_seconds(self) -> float | None:
-        return None if self.node is None else self.activity.usual_seconds(self.node)
+        """The time of a run: the recent median, or the one stored with the node."""
+        stored = None if self.node is None else self.node.run_seconds
+        return stored if self.activity.median_seconds is None else self.activity.median_seconds
 
 
 def standings_of(

@@ -25,7 +25,7 @@ from autorun.planning.reasons import PENDING, Reason, Selection, count_by_reason
 from autorun.planning.rows import eligible, planned_by_database
 from autorun.planning.same_input import count_same_input
 from autorun.planning.scope import Scope
-from autorun.planning.windows import Window, in_halves, span_of, windows
+from autorun.planning.windows import Window, Windows, in_halves, span_of
 from autorun.state.keys import Key, key_kind
 from autorun.state.parameters import read_number
 
@@ -104,7 +104,7 @@ def count_rows(
             if number and len(shown[reason]) < samples:
                 shown[reason] += map(str, _keys(window, reason, limit=samples - len(shown[reason])))
 
-    for window in windows(runner, rows, node_id=node_id, after=after):
+    for window in Windows(runner, rows, node_id, after):
         in_halves(runner, rows, window, add)
         after = window.last_key
         if time.monotonic() > deadline:
@@ -142,7 +142,7 @@ def find_pending(
         above = _key_below(runner, up_to, span)
         keys = [
             key
-            for window in windows(runner, rows, node_id=node_id, after=above, up_to=up_to)
+            for window in Windows(runner, rows, node_id, above, up_to)
             for reason in Reason
             if reason in PENDING
             for key in _keys(window, reason, limit=span)

@@ -38,10 +38,13 @@ def expression(
 
     `upstream=False` leaves out dependencies' successes, for databases without autorun's tables.
     """
-    sources: list[Any] = [
-        _set_of_members(each) if isinstance(each, MembersInput) else each.source
-        for each in runner.inputs
-    ]
+    sources: list[Any] = []
+    for each in runner.inputs:
+        if isinstance(each, MembersInput):
+            rows = each.rows.filter(**{OWNER: OuterRef("pk")})
+            sources.append(_SetText.of(rows, *[member.source for member in each.inputs]))
+        else:
+            sources.append(each.source)
     if runner.ON_CODE_CHANGE != "warn":
         sources.append(Value(code_mark(runner)))
     if upstream and runner.depends_on:
@@ -63,11 +66,6 @@ def code_mark(runner: Runner) -> str:
 def has_subqueries(runner: Runner) -> bool:
     """Whether the fingerprint of a row depends on other rows."""
     return bool(runner.depends_on) or any(isinstance(each, MembersInput) for each in runner.inputs)
-
-
-def _set_of_members(members: MembersInput) -> _SetText:
-    rows = members.rows.filter(**{OWNER: OuterRef("pk")})
-    return _SetText.of(rows, *[each.source for each in members.inputs])
 
 
 def _set_of_successes(runner: Runner, each: Each, upstream: Runner) -> _SetText:

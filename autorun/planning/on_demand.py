@@ -8,7 +8,7 @@ from typing import Any
 
 from django.db.models import QuerySet
 
-from autorun.declare import hooks, registry
+from autorun.declare import registry
 from autorun.declare.base import Runner
 from autorun.declare.nodes import configuration_of, find_node, is_tried, node_of, nodes_of
 from autorun.declare.registry import trial_of
@@ -24,7 +24,7 @@ from autorun.planning.same_input import adopt_same_input
 from autorun.planning.samples import top_up
 from autorun.planning.scope import Scope
 from autorun.planning.transcript import RECORDED, STARTED, WOULD_START, Transcript
-from autorun.planning.windows import Window, in_halves, last_key, windows
+from autorun.planning.windows import Window, Windows, in_halves, last_key
 from autorun.state.logs import get_logger
 from autorun.state.transactions import once_committed
 
@@ -44,9 +44,7 @@ def run_now(
     _require_whole_number("max_total", max_total, least=0)
     transcript = Transcript(runner, level=log_level)
     require_valid(runner)
-    transcript.start()
-    rows = _announced(runner, queryset, transcript)
-    transcript.checking()
+    rows = transcript.begin(queryset)
     pass_ = Pass(runner, rows, is_given=queryset is not None, counts_undone=transcript.is_heard)
     if dry:
         batch = pass_.counted(limit=max_total)
@@ -105,10 +103,7 @@ def sweep_now(runner: Runner) -> Batch | None:
 
 
 def sweep_counting_undone(runner: Runner, *, counts_undone: bool = True) -> Swept | None:
-    """Sweep, and count the rows neither planned nor done, for which every run is read.
-
-    None also if the runner's sweeps are held.
-    """
+    """`sweep_now`, and a count of the rows neither planned nor done, which reads every run."""
     require_valid(runner)
     if (held_at := find_node(runner).held_at) is not None:
         logger.info("%s: not swept, because it has been held since %s.", runner.label, held_at)
@@ -243,19 +238,6 @@ def _require_whole_number(name: str, value: Any, *, least: int) -> None:
         raise ValueError(f"{name} is {value!r}: it must be a number from {least} on, or None.")
 
 
-def _announced(
-    runner: Runner, queryset: QuerySet[Any] | None, transcript: Transcript
-) -> QuerySet[Any]:
-    if queryset is None:
-        transcript.default_queryset()
-        queryset = hooks.base_queryset(runner)
-        if transcript.is_heard:
-            transcript.instances_found(queryset.count())
-    else:
-        transcript.given_queryset()
-    return eligible(runner, queryset, log_level=transcript.level)
-
-
 def _recorded(
     runner: Runner, queryset: QuerySet[Any] | None, status: Run.Status, **options: Any
 ) -> int:
@@ -271,7 +253,7 @@ def _recorded(
             nonlocal number
             number += of_window(window).planned
 
-        for window in windows(runner, rows, node_id=node_id):
+        for window in Windows(runner, rows, node_id):
             in_halves(runner, rows, window, add)
         return number
 

@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -20,7 +20,7 @@ from autorun.planning.batches import Outcome
 from autorun.planning.planner import Planner
 from autorun.planning.reasons import PENDING, Selection
 from autorun.planning.retiring import retire_missing
-from autorun.planning.windows import Window, fits_in_one, in_halves, whole, windows
+from autorun.planning.windows import Window, Windows, fits_in_one, in_halves, whole
 from autorun.state import probes
 from autorun.state.counts import progress
 from autorun.state.logs import get_logger
@@ -35,32 +35,25 @@ logger = get_logger(__name__)
 BOOK_EVERY = 1.0
 
 
+@dataclass
 class Pass:
-    def __init__(
-        self,
-        runner: Runner,
-        rows: QuerySet[Any],
-        *,
-        is_given: bool = False,
-        selection: Selection = PENDING,
-        counts_undone: bool = False,
-        among: QuerySet[Any] | None = None,
-    ) -> None:
-        self.runner = runner
-        self.among = among
-        self.rows = rows
-        self.is_given = is_given
-        self.selection = selection
-        #: Only if a run has no attempts left or is unfinished, which the index does not tell.
-        self.counts_undone = False
-        if counts_undone:
-            found = progress(node_of(runner))
+    runner: Runner
+    rows: QuerySet[Any]
+    _: KW_ONLY
+    is_given: bool = False
+    selection: Selection = PENDING
+    counts_undone: bool = False
+    among: QuerySet[Any] | None = None
+    outcome: Outcome = field(default_factory=Outcome)
+    was_refused: bool = False
+    #: The outcome that is not saved in the batch yet, and when the last one was.
+    _unbooked: Outcome = field(default_factory=Outcome)
+    _booked_at: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        if self.counts_undone:  # only if there are some, which the index does not tell
+            found = progress(node_of(self.runner))
             self.counts_undone = found.failed + found.unfinished > 0
-        self.outcome = Outcome()
-        self.was_refused = False
-        #: The outcome that is not saved in the batch yet, and when the last one was.
-        self._unbooked = Outcome()
-        self._booked_at = time.monotonic()
 
     def counted(self, *, limit: int | None) -> Batch:
         """An unsaved batch with the outcome that planning would have."""
@@ -166,15 +159,9 @@ class Pass:
         # Another process has planned a batch with a cursor up to there.
         if self.is_given and not batch.cursor and fits_in_one(self.rows):
             return whole(self.runner, self.rows, node_id=node_id)
-        return windows(
-            self.runner,
-            self.rows,
-            node_id=node_id,
-            after=batch.cursor,
-            up_to=batch.upper_bound,
-            deaths=max(batch.tries - 1, 0),
-            among=self.among,
-        )
+        deaths = max(batch.tries - 1, 0)
+        cut = (batch.cursor, batch.upper_bound, deaths, self.among)
+        return iter(Windows(self.runner, self.rows, node_id, *cut))
 
     def _planner(self, batch: Batch) -> Planner:
         return Planner(

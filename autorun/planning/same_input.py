@@ -21,7 +21,7 @@ from autorun.models import Node, Run
 from autorun.planning.candidates import select
 from autorun.planning.fingerprints import expression
 from autorun.planning.rows import eligible
-from autorun.planning.windows import Window, in_halves, windows
+from autorun.planning.windows import Window, Windows, in_halves
 from autorun.state.keys import Key
 from autorun.state.sql import Fragment, recordset, update_from
 from autorun.state.transactions import once_committed, repeated_on_conflict
@@ -65,13 +65,13 @@ def _each(runner: Runner, queryset: QuerySet[Any] | None) -> Iterator[list[Kept]
     earlier = list(_earlier(runner))
     rows = eligible(runner, queryset, log_level=logging.DEBUG)
     node_id, after = node_id_of(runner), ""
-    for window in windows(runner, rows, node_id=node_id) if earlier else ():
+    for window in Windows(runner, rows, node_id) if earlier else ():
         where = f"r.status = {Run.Status.SUCCEEDED:d} AND r.fingerprint <> d.f"
         changed = _selected(runner, rows, window, "d.k, r.id, r.fingerprint, d.f", where)
         # Only now, so that a row that changes meanwhile no longer has the input of its result.
         same: set[Key] = set()
         for each in earlier if changed else ():
-            for part in windows(each, rows, node_id=node_id, after=after, up_to=window.last_key):
+            for part in Windows(each, rows, node_id, after, window.last_key):
                 found = _selected(each, rows, part, "d.k", "r.fingerprint = d.f")
                 same.update(key for (key,) in found)
         yield [

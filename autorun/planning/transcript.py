@@ -2,9 +2,12 @@
 
 from typing import Any
 
-from autorun.declare import console
+from django.db.models import QuerySet
+
+from autorun.declare import console, hooks
 from autorun.declare.base import Runner
 from autorun.planning.batches import Outcome
+from autorun.planning.rows import eligible
 
 # The last line: the analysis, the number of runs and the model.
 STARTED = "🚀Successfully started %s execution over %d %s instances🚀"
@@ -14,29 +17,28 @@ RECORDED = "Recorded %s execution over %d %s instances; it starts when a broker 
 
 class Transcript:
     def __init__(self, runner: Runner, *, level: int) -> None:
+        self.runner = runner
         self.title = str(runner.get_analysis())
         self.model_name = runner.get_model().__name__
         self.level = level
         #: If not, nothing need be counted for it.
         self.is_heard = console.is_heard(level)
 
-    def start(self) -> None:
+    def begin(self, queryset: QuerySet[Any] | None) -> QuerySet[Any]:
+        """The eligible rows of `queryset`, or of the runner's base queryset."""
         self._say("%s: Batch Execution", self.title)
-        self._say("")
-
-    def default_queryset(self) -> None:
-        self._say("🔎 Default execution queryset generation:")
-        self._say("Querying %s instances...", self.model_name)
-
-    def instances_found(self, number: int) -> None:
-        self._say("%d instances found.", number)
-
-    def given_queryset(self) -> None:
-        self._say("🔎 Input queryset validation:")
-
-    def checking(self) -> None:
+        if queryset is not None:
+            self._say_apart("🔎 Input queryset validation:")
+        else:
+            self._say_apart("🔎 Default execution queryset generation:")
+            self._say("Querying %s instances...", self.model_name)
+            queryset = hooks.base_queryset(self.runner)
+            if self.is_heard:
+                self._say("%d instances found.", queryset.count())
+        rows = eligible(self.runner, queryset, log_level=self.level)
         self._say_apart("⚖ Checking execution status for the input queryset:")
         self._say("Filtering existing runs...")
+        return rows
 
     def end(self, outcome: Outcome, last_line: str, *, is_limited: bool) -> None:
         pending = outcome.candidates - outcome.existing - outcome.unprepared

@@ -65,33 +65,100 @@ class Window:
     part: QuerySet[Any] | None = None
 
 
-def windows(
-    runner: Runner,
-    queryset: QuerySet[Any],
-    *,
-    node_id: int,
-    after: str = "",
-    up_to: str = "",
-    deaths: int = 0,
-    among: QuerySet[Any] | None = None,
-) -> Iterator[Window]:
-    """The rows of an eligible `queryset` with keys in (after, up_to], in the order of their keys.
+@dataclass(frozen=True)
+class Windows:
+    """The rows of an eligible queryset with keys in (after, up_to], in the order of their keys.
 
     Windows that the database plans are cut from `among`, or from all rows of the model. An empty
     `after` or `up_to` does not bound them. After so many `deaths` of processes that began there,
     each row is prepared alone, and the first one fails if it has had enough.
     """
-    if listed.is_long(queryset):
-        yield from _windows_of_list(
-            runner, queryset, node_id=node_id, after=after, up_to=up_to, deaths=deaths
-        )
-        return
-    bounds = {"after": after, "up_to": up_to}
-    if planned_by_database(runner):
-        yield from _database_windows(runner, queryset, node_id=node_id, among=among, **bounds)
-        return
-    rows = without_lethal(runner, queryset)
-    yield from _python_windows(runner, rows, node_id=node_id, **bounds, deaths=deaths)
+
+    runner: Runner
+    rows: QuerySet[Any]
+    node_id: int
+    after: str = ""
+    up_to: str = ""
+    deaths: int = 0
+    among: QuerySet[Any] | None = None
+
+    def __iter__(self) -> Iterator[Window]:
+        if listed.is_long(self.rows):
+            return self._by_part()
+        if planned_by_database(self.runner):
+            return self._by_database()
+        return replace(self, rows=without_lethal(self.runner, self.rows))._by_python()
+
+    def _by_part(self) -> Iterator[Window]:
+        """Windows of a long list of keys, a part at a time."""
+        after, deaths = self.after, self.deaths
+        for part in listed.parts(self.runner, self.rows, after=after, up_to=self.up_to):
+            last = part.last_key or self.up_to
+            cut = replace(self, rows=part.rows, after=after, up_to=last, deaths=deaths)
+            if planned_by_database(self.runner):
+                window = cut._bounded(last_key=part.last_key)
+                yield replace(window, among=part.among, part=part.rows)
+            else:
+                lasting = replace(cut, rows=without_lethal(self.runner, part.rows))
+                for window in lasting._by_python():
+                    last_key = window.last_key or part.last_key
+                    yield replace(window, last_key=last_key, part=part.rows)
+            after, deaths = part.last_key, 0
+
+    def _by_database(self) -> Iterator[Window]:
+        kind = key_kind(self.runner.get_model())
+        among = every_row(self.runner) if self.among is None else self.among
+        after, is_last = self.after, False
+        while not is_last:
+            keys = kind.values(_between(kind, among, after=after, up_to=self.up_to).order_by("pk"))
+            # The last key of a full window.
+            end = "".join(map(str, keys[DATABASE_WINDOW - 1 : DATABASE_WINDOW]))
+            is_last, last = not end, end or self.up_to
+            rows = _between(kind, self.rows, after=after, up_to=last)
+            window = replace(self, rows=rows, after=after, up_to=last)._bounded(last_key=end)
+            yield replace(window, among=self.among)
+            after = end
+
+    def _bounded(self, *, last_key: str) -> Window:
+        """One window of all the rows, for the database."""
+        kind = key_kind(self.runner.get_model())
+        bounds = {"above": _key(kind, self.after), "up_to": _key(kind, self.up_to)}
+        candidates = candidates_in(self.runner, self.rows, node_id=self.node_id, **bounds)
+        return Window(candidates, last_key, bounds=(self.after, self.up_to))
+
+    def _by_python(self) -> Iterator[Window]:
+        runner, after = self.runner, self.after
+        kind = key_kind(runner.get_model())
+        if self.deaths >= MOST_DEATHS:
+            named = _between(kind, self.rows, after=after, up_to=self.up_to).order_by("pk")
+            for pk in named.values_list("pk", flat=True)[:1]:
+                yield unprepared(runner, pk, lethal(self.deaths))
+                after = str(pk)
+        alone = PYTHON_WINDOW if self.deaths else 0
+        # Another database may order keys that are not integers differently.
+        has_bounds = kind.is_integer or database_of(runner) == settings.DATABASE
+        size = 1 if alone else min(FIRST_WINDOW, PYTHON_WINDOW)
+        hook, is_last = f"{runner.label}.get_instance_representation()", False
+        while not is_last:
+            bounded = _between(kind, self.rows, after=after, up_to=self.up_to)
+            instances, size = _first_of(runner, bounded, size=size)
+            if isinstance(instances, Window):
+                yield instances
+                after = instances.last_key
+                continue
+            checked, found = page_time.limited(hook, partial(_checked, runner, instances))
+            is_last = checked == len(instances) < size
+            end = key_of(instances[checked - 1]) if instances else None
+            prepared = [(row.key, row.fingerprint) for row in found if row.error is None]
+            candidates = candidates_of(prepared, node_id=self.node_id, kind=kind)
+            if has_bounds:
+                candidates = replace(candidates, above=_key(kind, after), up_to=end)
+            after = "" if is_last else str(end)
+            yield Window(candidates, after, tuple(row for row in found if row.error is not None))
+            # The rest of a page is read again, as it may have changed: slow rows get small pages.
+            alone -= checked
+            growth = 2 if checked < len(instances) else 20
+            size = 1 if alone > 0 else min(PYTHON_WINDOW, growth * checked, _fitting(instances))
 
 
 def span_of(runner: Runner) -> int:
@@ -122,7 +189,7 @@ def whole(
         yield Window(candidates_in(runner, queryset, node_id=node_id, **bounds), "")
         return
     after, up_to = (str(bounds.get(name, "")) for name in ("above", "up_to"))
-    yield from _python_windows(runner, queryset, node_id=node_id, after=after, up_to=up_to)
+    yield from Windows(runner, queryset, node_id, after, up_to)._by_python()
 
 
 def in_halves(
@@ -144,7 +211,7 @@ def in_halves(
         if window.bounds is not None:
             _work_in_halves(runner, queryset, window, *window.bounds, work=work)
             return
-        for each in windows(runner, queryset, node_id=node_id_of(runner)):
+        for each in Windows(runner, queryset, node_id_of(runner)):
             in_halves(runner, queryset, each, work)
 
 
@@ -199,92 +266,6 @@ def last_key(runner: Runner) -> str:
     """The highest key of the runner's model, as text; '' without rows."""
     found = key_kind(runner.get_model()).values(every_row(runner).order_by("-pk")).first()
     return "" if found is None else str(found)
-
-
-def _windows_of_list(
-    runner: Runner, queryset: QuerySet[Any], *, node_id: int, after: str, up_to: str, deaths: int
-) -> Iterator[Window]:
-    kind, is_by_database = key_kind(runner.get_model()), planned_by_database(runner)
-    for rows, among, end in listed.parts(runner, queryset, after=after, up_to=up_to):
-        last = end or up_to
-        if is_by_database:
-            bounds = {"above": _key(kind, after), "up_to": _key(kind, last)}
-            candidates = candidates_in(runner, rows, node_id=node_id, **bounds)
-            yield Window(candidates, end, bounds=(after, last), among=among, part=rows)
-        else:
-            lasting = without_lethal(runner, rows)
-            for window in _python_windows(
-                runner, lasting, node_id=node_id, after=after, up_to=last, deaths=deaths
-            ):
-                yield replace(window, last_key=window.last_key or end, part=rows)
-        after, deaths = end, 0
-
-
-def _database_windows(
-    runner: Runner,
-    queryset: QuerySet[Any],
-    *,
-    node_id: int,
-    after: str,
-    up_to: str,
-    among: QuerySet[Any] | None,
-) -> Iterator[Window]:
-    kind = key_kind(runner.get_model())
-    cut = every_row(runner) if among is None else among
-    reached = False
-    while not reached:
-        rows = kind.values(_between(kind, cut, after=after, up_to=up_to).order_by("pk"))
-        # The last key of a full window.
-        end = "".join(map(str, rows[DATABASE_WINDOW - 1 : DATABASE_WINDOW]))
-        reached = not end
-        last = end or up_to
-        bounded = _between(kind, queryset, after=after, up_to=last)
-        bounds = {"above": _key(kind, after), "up_to": _key(kind, last)}
-        candidates = candidates_in(runner, bounded, node_id=node_id, **bounds)
-        yield Window(candidates, end, bounds=(after, last), among=among)
-        after = end
-
-
-def _python_windows(
-    runner: Runner,
-    rows: QuerySet[Any],
-    *,
-    node_id: int,
-    after: str = "",
-    up_to: str = "",
-    deaths: int = 0,
-) -> Iterator[Window]:
-    kind = key_kind(runner.get_model())
-    if deaths >= MOST_DEATHS:
-        named = _between(kind, rows, after=after, up_to=up_to).order_by("pk")
-        for pk in named.values_list("pk", flat=True)[:1]:
-            yield unprepared(runner, pk, lethal(deaths))
-            after = str(pk)
-    alone = PYTHON_WINDOW if deaths else 0
-    # Another database may order keys that are not integers differently.
-    has_bounds = kind.is_integer or database_of(runner) == settings.DATABASE
-    size = 1 if alone else min(FIRST_WINDOW, PYTHON_WINDOW)
-    hook, is_last = f"{runner.label}.get_instance_representation()", False
-    while not is_last:
-        bounded = _between(kind, rows, after=after, up_to=up_to)
-        instances, size = _first_of(runner, bounded, size=size)
-        if isinstance(instances, Window):
-            yield instances
-            after = instances.last_key
-            continue
-        checked, found = page_time.limited(hook, partial(_checked, runner, instances))
-        is_last = checked == len(instances) < size
-        end = key_of(instances[checked - 1]) if instances else None
-        prepared = [(row.key, row.fingerprint) for row in found if row.error is None]
-        candidates = candidates_of(prepared, node_id=node_id, kind=kind)
-        if has_bounds:
-            candidates = replace(candidates, above=_key(kind, after), up_to=end)
-        after = "" if is_last else str(end)
-        yield Window(candidates, after, tuple(row for row in found if row.error is not None))
-        # The rest of a page is read again, as it may have changed; so slow rows get small pages.
-        alone -= checked
-        growth = 2 if checked < len(instances) else 20
-        size = 1 if alone > 0 else min(PYTHON_WINDOW, growth * checked, _fitting(instances))
 
 
 def _first_of(

@@ -124,10 +124,7 @@ def has_begun() -> bool:
 
 
 def look() -> None:
-    """Note that this worker is alive, and read and confirm the note that drains it.
-
-    One from before its start is taken away.
-    """
+    """Note that this worker lives, and heed the note that drains it if it came after the start."""
     if not own:
         return
     names = _signs_of_life()

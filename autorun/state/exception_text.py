@@ -34,10 +34,7 @@ def clean_text(text: str, *, max_bytes: int) -> str:
 
 
 def describe_exception(error: BaseException, *, max_bytes: int) -> ExceptionText:
-    """Return class, message and traceback of any exception, about `max_bytes` each; never raises.
-
-    Passwords in URLs are masked.
-    """
+    """Class, message and traceback, about `max_bytes` each, with secrets masked; never raises."""
     return ExceptionText(
         exception_class=_cut_name(_guarded(qualified_name, type(error))),
         message=masked(clean_text(_guarded(str, error), max_bytes=max_bytes)),

@@ -201,9 +201,5 @@ def kind_of(field: Any) -> KeyKind:
     return KeyKind(field)
 
 
-def _key_kind(model: type[models.Model]) -> KeyKind:
-    return kind_of(model._meta.pk)
-
-
 #: How the rows of a model are named: found once for each model.
-key_kind: Callable[[type[models.Model]], KeyKind] = cache(_key_kind)
+key_kind: Callable[[type[models.Model]], KeyKind] = cache(lambda model: kind_of(model._meta.pk))

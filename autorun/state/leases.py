@@ -130,10 +130,7 @@ def new_token() -> int:
 
 
 def extend(lease: Lease, **changes: Any) -> bool:
-    """Extend the lease to its full length from now, with `changes`.
-
-    Return whether it was still held.
-    """
+    """Extend the lease to its full length, with `changes`. Return whether it was still held."""
     return bool(lease.held().running().update(expires_at=ends_at(), **changes))
 
 
@@ -144,19 +141,13 @@ def extend_unasked(lease: Lease, **changes: Any) -> bool:
 
 
 def requeue(chunk: Chunk) -> bool:
-    """Leave a queued chunk to another worker.
-
-    Return whether it was unchanged. It needs a new message.
-    """
+    """Leave a queued chunk to another worker, by a new message. Return whether it was unchanged."""
     again = {"publications": F("publications") + 1, "token": F("token") + 1}
     return bool(_as_read(chunk).update(published_at=DatabaseNow(), **again))
 
 
 def give_back(chunk: Chunk) -> bool:
-    """Let a queued chunk be released again, as if it had not been sent.
-
-    Return whether it was unchanged.
-    """
+    """Let a queued chunk be released again, as if never sent. Return whether it was unchanged."""
     before = Greatest(F("publications") - 1, 0)
     return bool(_as_read(chunk).update(state=Chunk.State.WAITING, publications=before))
 
@@ -168,10 +159,7 @@ def park(chunk: Chunk, reason: str) -> bool:
 
 
 def set_aside(lease: Lease, reason: str, *, seconds: float) -> bool:
-    """Park what is left of a started chunk until a later try.
-
-    Return whether the lease was still held.
-    """
+    """Park what is left of a started chunk for a later try. Return whether the lease was held."""
     parked = {"state": Chunk.State.PARKED, "reason": reason, "expires_at": None, "publications": 0}
     since = {} if lease.chunk.reason else {"created_at": DatabaseNow()}
     chunk = lease.held().running()

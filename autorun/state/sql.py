@@ -206,11 +206,7 @@ def _alike(value: Any) -> Any:
     return made
 
 
-def _forget_compiled(**_: Any) -> None:
-    _compiled.clear()
-
-
-setting_changed.connect(_forget_compiled, dispatch_uid="autorun.state.sql")
+setting_changed.connect(lambda **_: _compiled.clear(), weak=False, dispatch_uid=__name__)
 
 
 #: By vendor: an aggregate of rows, and a row of values, as JSON.

@@ -118,10 +118,7 @@ def label_of_deleted(label: str, using: str = DEFAULT_DB_ALIAS) -> str:
 
 
 def submit(saved: Saved) -> None:
-    """Let the rows be planned soon; at once if `PUBLISH` is "inline" or Celery is eager.
-
-    The sets belong to the thread from now on.
-    """
+    """Let the rows, whose sets are given up, be planned soon; at once if delivery is immediate."""
     crash_point("save.committed")
     if settings.PUBLISH == "inline" or publishing.is_immediate():
         deliver(saved)

@@ -89,12 +89,12 @@ def _touched(plan: Sequence[tuple[Migration, bool]]) -> set[type[Model]]:
     follow: set[type[Model]] = set()
     while new:
         follow |= new
-        new = {each for each in models - follow if not new.isdisjoint(_referred_to(each))}
+        new = {
+            each
+            for each in models - follow
+            if any(field.related_model in new for field in each._meta.local_concrete_fields)
+        }
     return touched | follow
-
-
-def _referred_to(model: type[Model]) -> set[Any]:
-    return {each.related_model for each in model._meta.local_concrete_fields}
 
 
 def _after_migrations(using: str = "", **sent: Any) -> None:

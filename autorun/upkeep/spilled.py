@@ -61,10 +61,7 @@ def hand_out_spilled() -> int:
 
 
 def plan_spilled(ids: Sequence[int], tries: int) -> int:
-    """Plan the saved rows of a portion, unless another process has started to.
-
-    Return how many rows.
-    """
+    """Plan the saved rows of a portion, unless another process has. Return how many rows."""
     some = _begin(ids, tries)
     if not some:
         return 0

@@ -168,10 +168,7 @@ class Hold(Subcommand):
 
 
 class Resume(_OnTarget):
-    """Resume a paused or held runner, or a paused batch.
-
-    With --all, held runners stay held.
-    """
+    """Resume a paused or held runner, or a paused batch. With --all, held runners stay held."""
 
     change = staticmethod(halting.resume_runner)
     outcome = "resumed"

@@ -264,10 +264,7 @@ def _counted(known: RunnerState) -> RunnerState:
 
 
 def drawn(states: list[RunnerState], terminal: Terminal) -> Text:
-    """A line for all, and two per runner, with one for each reason why rows are held up.
-
-    The troubled runners come first.
-    """
+    """A line for all, then two or more per runner, the troubled ones first."""
     lines = [
         (
             _heading(state, terminal),

@@ -41,7 +41,6 @@ def check_all(
     runners = [each for each in registry.runners() if is_in(app_configs, type(each))]
     yield from values.check_settings()
     yield from installation.check_installation()
-    yield from installation.check_imports()
     yield from neighbours.check_neighbours(registry.runners())
     yield from declarations.check_unregistered(app_configs)
     for runner in runners:

@@ -44,13 +44,17 @@ PACKAGES = {
 }
 
 
-def check_installation() -> list[CheckMessage]:
-    """E201-E202, E204, E230, W201-W203 and W205: INSTALLED_APPS, the broker, the database."""
-    return [*_apps(), *_broker(), *_content(), *_database()]
-
-
-def check_imports() -> Iterator[CheckMessage]:
-    """W206 and W207: what this process has not imported: the Celery app, modules of runners."""
+def check_installation() -> Iterator[CheckMessage]:
+    """E201, E202, E204, E230, W201-W203, W205-W207: Django's and Celery's settings, and imports."""
+    if not apps.is_installed("django.contrib.contenttypes"):
+        yield error("settings.INSTALLED_APPS", "E201")(
+            "autorun names models by their content types, but django.contrib.contenttypes is not "
+            "installed.",
+            "Add 'django.contrib.contenttypes' to INSTALLED_APPS and run `manage.py migrate`.",
+        )
+    yield from _broker()
+    yield from _content()
+    yield from _database()
     yield from _celery_app()
     for config in apps.get_app_configs():
         for name, pattern in PACKAGES.items():
@@ -74,15 +78,6 @@ def check_character_sets(databases: Sequence[str] | None) -> Iterator[CheckMessa
                 "Run `ALTER DATABASE ... CHARACTER SET utf8mb4` before `manage.py migrate`, and "
                 "change existing columns with ALTER TABLE: see docs/howto/deploy.md.",
             )
-
-
-def _apps() -> Iterator[CheckMessage]:
-    if not apps.is_installed("django.contrib.contenttypes"):
-        yield error("settings.INSTALLED_APPS", "E201")(
-            "autorun names models by their content types, but django.contrib.contenttypes is not "
-            "installed.",
-            "Add 'django.contrib.contenttypes' to INSTALLED_APPS and run `manage.py migrate`.",
-        )
 
 
 def _broker() -> Iterator[CheckMessage]:
