@@ -290,7 +290,7 @@ def test_a_window_ends_when_its_time_is_up_where_rows_take_long_to_prepare(
     set_constants(windows, WINDOW_SECONDS=0)
     runner = declare(INPUT_FIELDS=None, get_instance_representation=represented)
     with installed(runner):
-        found = windows.Windows(runner(), Document.objects.all(), runner().get_node().pk)
+        found = iter(windows.Windows(runner(), Document.objects.all(), runner().get_node().pk))
         ends = [window.last_key for window in found]
         batch = runner().run()
 
@@ -307,7 +307,7 @@ def test_a_window_does_not_end_at_an_empty_key(set_constants):
         get_instance_representation=lambda self, row: row.name,
     )
     with installed(runner):
-        found = windows.Windows(runner(), Country.objects.all(), runner().get_node().pk)
+        found = iter(windows.Windows(runner(), Country.objects.all(), runner().get_node().pk))
         ends = [window.last_key for window in itertools.islice(found, 5)]
 
     assert ends == ["a", ""]
@@ -319,7 +319,7 @@ def test_a_quick_look_reads_larger_pages_after_a_slow_one(documents, set_constan
     options = {"DEPENDS_ON": (upstream,)} if dependencies else {}
     runner = declare(INPUT_FIELDS=None, get_instance_representation=represented, **options)
     with installed(upstream, runner), CaptureQueriesContext(connection) as queries:
-        found = windows.Windows(runner(), Document.objects.all(), runner().get_node().pk)
+        found = iter(windows.Windows(runner(), Document.objects.all(), runner().get_node().pk))
         set_constants(windows, WINDOW_SECONDS=0)
         ends = [next(found).last_key]
         set_constants(windows, WINDOW_SECONDS=60)

@@ -121,10 +121,8 @@ class BackfillRequest:
 
     @property
     def needs(self) -> Permission:
-        """The permission to start it: a few selected rows are not a backfill.
-
-        Running others than pending and failed ones is, and so are more at a time than usual.
-        """
+        """The permission to start it: a few selected rows are not a backfill."""
+        # Running others than pending and failed ones is, and so are more at a time than usual.
         chosen = self.chosen
         is_few = chosen is not None and chosen.keys is not None and self.only not in RUN_AGAIN
         is_usual = self.window is None or self.window <= settings.WINDOW

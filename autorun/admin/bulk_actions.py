@@ -304,10 +304,8 @@ class ActingOnRuns(PageAdmin):
     def _following(
         self, request: HttpRequest, retried: interventions.Retried, reach: Reach
     ) -> tuple[HttpResponse, SafeString]:
-        """The page after a retry, and the links in its message.
-
-        It is that of the batch if there is one batch and no run was left out.
-        """
+        """The page after a retry, and the links in its message."""
+        # It is that of the batch if there is one batch and no run was left out.
         back = self._back_to_list(request)
         has_left_some = retried.left or retried.outdated or reach.left_out or reach.is_cut
         if len(retried.batches) != 1 or has_left_some:

@@ -14,12 +14,7 @@ from autorun.admin.pages import PageAdmin, page
 from autorun.admin.row_access import open_runs
 from autorun.admin.tables import runner_name, runner_options
 from autorun.models import Failure
-from autorun.observe.failures import (
-    FailureGroup,
-    RecentFailures,
-    RecentGroup,
-    recent_failures,
-)
+from autorun.observe.failures import FailureGroup, RecentFailures, RecentGroup, recent_failures
 from autorun.state.parameters import SINCE, read_one_of, read_text
 from autorun.state.words import number
 

@@ -36,10 +36,8 @@ def rendered(template: str, context: dict[str, Any]) -> SafeString:
 
 
 def harmless_html(html: str) -> SafeString:
-    """The HTML with a sign in place of each character that is invisible or turns a line around.
-
-    Those in the values of forms stay.
-    """
+    """The HTML with a sign in place of each character that is invisible or turns a line around."""
+    # Those in the values of forms stay.
     if html != (changed := harmless(html)):
         parts = _SENT.split(html)
         parts[::2] = map(harmless, parts[::2])

@@ -57,10 +57,8 @@ def is_admitted(request: HttpRequest, site: AdminSite) -> bool:
 
 
 def sees_payload(request: HttpRequest) -> bool:
-    """Whether the user may see inputs, outputs, and all that people and a project's code wrote.
-
-    That may contain data of a row: messages of errors, reasons, what a body says of its progress.
-    """
+    """Whether the user may see inputs, outputs, and all that people and a project's code wrote."""
+    # That may contain data of a row: messages of errors, reasons, what a body says of its progress.
     return bool(request.user.has_perm(Permission.SEE_PAYLOAD))
 
 

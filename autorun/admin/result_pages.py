@@ -116,10 +116,8 @@ class ShowingResults(PageAdmin):
     def _seen_outputs(
         self, request: HttpRequest, runner: Runner, found: Comparison
     ) -> list[dict[str, Any]]:
-        """The lines of the outputs, with those of the rows that the user may see.
-
-        If some rows may be hidden, there are no medians, and only outputs of rows that are shown.
-        """
+        """The lines of the outputs, with those of the rows that the user may see."""
+        # If some rows may be hidden, there are no medians, and only outputs of rows that are shown.
         model, database = runner.get_model(), database_of(runner)
         if not sees_payload(request) or not may_view(request, self.admin_site, model):
             return []
@@ -150,11 +148,9 @@ class ShowingResults(PageAdmin):
 
     @page("<str:label>/export/<str:form>/", Permission.SEE_PAYLOAD)
     def export(self, request: HttpRequest, label: str, form: str) -> HttpResponseBase:
-        """The results of the rows that the user may see, as CSV or JSON Lines, bit by bit.
-
-        If some may be hidden, the file is made in the request, whose middleware may have noted by
-        what to hide them.
-        """
+        """The results of the rows that the user may see, as CSV or JSON Lines, bit by bit."""
+        # If some may be hidden, the file is made in the request, whose middleware may have noted by
+        # what to hide them.
         runner = get_runner(label)
         if form not in TEXTS:
             raise Http404(f"There is no export as {form!r}. Choose {' or '.join(TEXTS)}.")

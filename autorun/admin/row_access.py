@@ -108,10 +108,8 @@ def seen_rows(
 
 
 def sees_texts(request: HttpRequest, site: AdminSite, about: Runner | Node | None = None) -> bool:
-    """Whether the user may see texts that may quote any row of a runner, of a node, or of all.
-
-    They are messages of hooks, and reasons why runs are held up and batches or runners paused.
-    """
+    """Whether the user may see texts that may quote any row of a runner, of a node, or of all."""
+    # They are messages of hooks, and reasons why runs are held up and batches or runners paused.
     if isinstance(about, Node):
         models = [about.get_model()]
     else:
@@ -335,10 +333,8 @@ def _could_view(request: HttpRequest, node: Node) -> bool:
 
 
 def _sees_gone(request: HttpRequest, site: AdminSite, model: type[Model] | None) -> bool:
-    """Whether the user may see texts about rows that no longer exist.
-
-    If the model's admin hides rows, nothing tells whether it would have hidden those as well.
-    """
+    """Whether the user may see texts about rows that no longer exist."""
+    # If the model's admin hides rows, nothing tells whether it would have hidden those as well.
     if bool(getattr(request.user, "is_superuser", False)):
         return True
     return model is not None and sees_all(request, site, model)
@@ -356,10 +352,8 @@ def _hides_rows(site: AdminSite, model: type[Model]) -> bool:
 
 
 def _admin_of(site: AdminSite, model: type[Model]) -> Any:
-    """The admin of the model, else of the table's own model, else of a proxy; or None.
-
-    If this site has none, that of another site counts: it hides the same rows.
-    """
+    """The admin of the model, else of the table's own model, else of a proxy; or None."""
+    # If this site has none, that of another site counts: it hides the same rows.
     own = concrete(model)
     for each_site in (site, *sorted(all_sites, key=lambda each: each.name)):
         known = each_site._registry

@@ -20,13 +20,7 @@ from autorun.admin.bulk_actions import ActingOnRuns, allowed
 from autorun.admin.markup import as_json, prose, time_since
 from autorun.admin.pages import Permission, page
 from autorun.admin.stories import Story, other_runs, outcome_of, state_in_words
-from autorun.admin.tables import (
-    as_options,
-    name_of_run,
-    named_options,
-    runner_name,
-    runner_options,
-)
+from autorun.admin.tables import as_options, name_of_run, named_options, runner_name, runner_options
 from autorun.declare import hooks, registry
 from autorun.declare.base import Runner
 from autorun.declare.page_time import spent

@@ -141,10 +141,8 @@ class RunnerPages(ShowingResults):
 
     @page("<str:label>/count/")
     def count(self, request: HttpRequest, label: str) -> HttpResponse:
-        """A card's bar with its pending rows counted, or with a link to continue counting.
-
-        The count is shown to others if it is a POST, as the script sends it.
-        """
+        """A card's bar with its pending rows counted, or with a link to continue counting."""
+        # The count is shown to others if it is a POST, as the script sends it.
         runner = get_runner(label)
         count, problem = None, ""
         try:

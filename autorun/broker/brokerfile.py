@@ -168,10 +168,8 @@ class BrokerFile(SharedFile):
         ttl: float | None,
         is_transient: bool = False,
     ) -> None:
-        """Append the message to a queue; raises `MessageTooLarge` and `DiskFull`.
-
-        A full disk refuses no transient message: workers answer a ping with one.
-        """
+        """Append the message to a queue; raises `MessageTooLarge` and `DiskFull`."""
+        # A full disk refuses no transient message: workers answer a ping with one.
         self._check_size(payload, f"queue {queue!r}")
         if not is_transient:
             diskspace.check_room(self.path)
@@ -184,10 +182,8 @@ class BrokerFile(SharedFile):
 
     @with_reserve
     def put_fanout(self, exchange: str, payload: str, *, priority: int, ttl: float | None) -> None:
-        """Append the message to every queue bound to the exchange.
-
-        A full disk does not refuse it: without events and control messages no worker can run.
-        """
+        """Append the message to every queue bound to the exchange."""
+        # A full disk does not refuse it: without events and control messages no worker can run.
         self._check_size(payload, f"exchange {exchange!r}")
         with self.writing() as handle:
             bound = handle.execute(
@@ -394,11 +390,9 @@ class BrokerFile(SharedFile):
             )
 
     def _keep_queues(self, handle: sqlite3.Connection) -> None:
-        """Renew the consumed queues; this consumer lapses if another has deleted one of them.
-
-        A stopping worker deletes its control queue, even if a new worker of the same name already
-        consumes it. No message would reach that worker again.
-        """
+        """Renew the consumed queues; this consumer lapses if another has deleted one of them."""
+        # A stopping worker deletes its control queue, even if a new worker of the same name already
+        # consumes it. No message would reach that worker again.
         consumed = set(self.consumed)
         handle.executemany(
             "UPDATE queue SET expires_at = ? + idle_limit WHERE name = ? AND idle_limit > 0",

@@ -32,10 +32,8 @@ _DOCUMENTED = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
 @cache
 def code_digest(function: Callable[..., Any]) -> str:
-    """SHA-256, in hex, of the function's code and the project's that it uses; "" if unreadable.
-
-    Computed once per process, which runs the code that it has imported.
-    """
+    """SHA-256, in hex, of the function's code and the project's that it uses; "" if unreadable."""
+    # Computed once per process, which runs the code that it has imported.
     with suppress(Exception):  # sources may be anything, and gone
         return _digest(inspect.unwrap(function))
     return ""
@@ -190,10 +188,8 @@ def _resolved(module: _Module, dotted: list[str], depth: int = 20) -> _Used | No
 
 
 def _written(node: Any) -> str:
-    """A syntax tree as text, the same in every version of Python, without docstrings.
-
-    Also without the `@analysis` line, whose title and version are compared anyway.
-    """
+    """A syntax tree as text, the same in every version of Python, without docstrings."""
+    # Also without the `@analysis` line, whose title and version are compared anyway.
     if isinstance(node, list):
         return f"[{','.join(map(_written, node))}]"
     if not isinstance(node, ast.AST):

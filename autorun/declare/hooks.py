@@ -131,10 +131,8 @@ def call(runner: Runner, hook: str, *args: Any, **options: Any) -> Any:
 
 
 def backoff_of(runner: Runner, attempt: int) -> float:
-    """The seconds that `get_retry_backoff()` returns, at least 0 and at most MOST_BACKOFF.
-
-    A hook that is broken costs time, never an attempt.
-    """
+    """The seconds that `get_retry_backoff()` returns, at least 0 and at most MOST_BACKOFF."""
+    # A hook that is broken costs time, never an attempt.
     try:
         given = float(call(runner, "get_retry_backoff", attempt))
         if math.isnan(given):

@@ -118,10 +118,8 @@ def within(seconds: float, work: Callable[[], Result], *, message: str = "") -> 
 
 
 def in_thread(work: Callable[[], Result], *, seconds: float, late: Exception) -> Result:
-    """Return `work()` of another thread; after `seconds` leave it to itself, and raise `late`.
-
-    It sees the context variables of this thread, such as its language. Its query is cancelled.
-    """
+    """Return `work()` of another thread; after `seconds` leave it to itself, and raise `late`."""
+    # It sees the context variables of this thread, such as its language. Its query is cancelled.
     outcome: Future[Result] = Future()
     context = copy_context()
     used: list[BaseDatabaseWrapper] = []
@@ -189,10 +187,8 @@ def calls_limited(
 
 @contextmanager
 def blocking_limited() -> Iterator[None]:
-    """End coroutines that block their loop in the block beyond their time, a second later.
-
-    Only where signals reach the thread; elsewhere the keeper of the lease notices.
-    """
+    """End coroutines that block their loop in the block beyond their time, a second later."""
+    # Only where signals reach the thread; elsewhere the keeper of the lease notices.
     if not can_use_signals():
         yield
         return
@@ -206,11 +202,9 @@ def blocking_limited() -> Iterator[None]:
 
 @contextmanager
 def soft_limit_ignored() -> Iterator[None]:
-    """Ignore Celery's soft time limit in the block.
-
-    It limits a message of hundreds of runs or a million rows, so that one would fail for what the
-    others took. A message cannot ask for a very long limit: Celery keeps a timer for each.
-    """
+    """Ignore Celery's soft time limit in the block."""
+    # It limits a message of hundreds of runs or a million rows, so that one would fail for what the
+    # others took. A message cannot ask for a very long limit: Celery keeps a timer for each.
     from billiard import pool  # in a worker it is there already
 
     number: Any = pool.SIG_SOFT_TIMEOUT

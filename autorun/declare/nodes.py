@@ -78,10 +78,8 @@ def known_node_of(runner: Runner) -> Node | None:
 
 
 def find_node(runner: Runner) -> Node:
-    """`node_of` as the database has it now: it may have forgotten a node that the process knows.
-
-    Notes the definition of the runner's input if it is new.
-    """
+    """`node_of` as the database has it now: it may have forgotten a node that the process knows."""
+    # Notes the definition of the runner's input if it is new.
     node_digest = digest_of(runner)
     found = _find(runner, node_digest)
     if found is None:
@@ -152,10 +150,8 @@ def configuration_of(runner: Runner) -> dict[str, Any]:
 
 
 def lock(node_id: int) -> None:
-    """Hold the node's lock until the transaction ends.
-
-    It is not the node itself: on MariaDB every insert of a chunk would wait for that.
-    """
+    """Hold the node's lock until the transaction ends."""
+    # It is not the node itself: on MariaDB every insert of a chunk would wait for that.
     pulses.hold(_lock_name(node_id))
 
 

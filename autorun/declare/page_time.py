@@ -139,10 +139,8 @@ def _late(what: str) -> RunTimeout:
 
 @contextmanager
 def _queries_limited(seconds: float, late: RunTimeout) -> Iterator[None]:
-    """Cancel the queries that this thread waits for after `seconds`, and raise `late` then.
-
-    The statement fails as any other does, so its connection stays usable.
-    """
+    """Cancel the queries that this thread waits for after `seconds`, and raise `late` then."""
+    # The statement fails as any other does, so its connection stays usable.
     mine = all_connections()
     is_done, lock = threading.Event(), threading.Lock()
     is_late = False

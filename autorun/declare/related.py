@@ -26,18 +26,14 @@ class Related:
 
 
 def label_of_related(model_label: str, lookup: str) -> str:
-    """The label under which values are delivered that find rows of a model by a lookup.
-
-    A worker of an older version leaves it to other workers.
-    """
+    """The label under which values are delivered that find rows of a model by a lookup."""
+    # A worker of an older version leaves it to other workers.
     return f"{RELATED}{model_label}:{lookup}"
 
 
 def along(model: type[Model], path: Any, *, is_input: bool = False) -> Iterator[Related]:
-    """The related rows that a path over relations reads, as far as it leads over any.
-
-    An input needs the column at the end of its path, and not the row that this refers to.
-    """
+    """The related rows that a path over relations reads, as far as it leads over any."""
+    # An input needs the column at the end of its path, and not the row that this refers to.
     passed: list[str] = []
     names = str(path).split("__")
     for name in names:

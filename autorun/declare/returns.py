@@ -92,10 +92,8 @@ def members_of(annotation: Any) -> Mapping[str, Any] | None:
 
 
 def required_of(annotation: type, members: Mapping[str, Any]) -> Set[str]:
-    """The keys that outputs must have.
-
-    `__required_keys__` takes no notice of NotRequired and Required in postponed annotations.
-    """
+    """The keys that outputs must have."""
+    # `__required_keys__` takes no notice of NotRequired and Required in postponed annotations.
     hints = typing.get_type_hints(annotation, include_extras=True)
     marks = {key: typing.get_origin(hints.get(key)) for key in members}
     required = {key for key in members if marks[key] is typing.Required}
@@ -142,10 +140,8 @@ def check_outputs(plain: Any, annotation: Any) -> None:
 
 
 def of_one(annotation: Any) -> Any:
-    """The annotation of one row's outputs, from a batch body's annotation: a list of them.
-
-    Exceptions stand for rows that fail. It is Any if it names no list.
-    """
+    """The annotation of one row's outputs, from a batch body's annotation: a list of them."""
+    # Exceptions stand for rows that fail. It is Any if it names no list.
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     is_list = isinstance(origin, type) and issubclass(origin, Iterable)
     if arguments[1:] == (...,):

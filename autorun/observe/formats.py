@@ -97,10 +97,8 @@ def _json(value: Any) -> str:
 
 
 def _type(pyarrow: Any, kinds: set[Any]) -> Any:
-    """The type of a column with values of these types; a text for those that differ.
-
-    Decimals have one number of places, unless they have more digits then than Parquet stores.
-    """
+    """The type of a column with values of these types; a text for those that differ."""
+    # Decimals have one number of places, unless they have more digits then than Parquet stores.
     kinds = kinds - {type(None)}
     if kinds and all(isinstance(each, tuple) for each in kinds):
         before, after = map(max, zip(*kinds, strict=True))

@@ -186,10 +186,8 @@ def _tally(rows: Iterable[tuple[int, Sequence[int]]], crowd: Iterable[int]) -> T
 
 
 def _numbers_by_node(node_ids: Collection[int], crowd: Collection[int]) -> list[Any]:
-    """Rows of a node's id, its failed and unfinished runs, late chunks, batches and late ones.
-
-    Their columns are as many as those of `progress_and_stuck`.
-    """
+    """Rows of a node's id, its failed and unfinished runs, late chunks, batches and late ones."""
+    # Their columns are as many as those of `progress_and_stuck`.
     none, one, mark = (Value(each, IntegerField()) for each in (0, 1, ANOTHER_SUM))
     nodes = Node.objects.filter(pk__in=node_ids).order_by()
     crowd = [pk for pk in node_ids if pk in crowd]

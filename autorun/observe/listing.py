@@ -138,10 +138,8 @@ class RunFilter:
         return Page(found, None)
 
     def slowest(self, *, size: int = 50) -> tuple[list[Run], bool]:
-        """The `size` slowest of the matching runs in the newest chunks, and whether it read all.
-
-        No index is in the order of seconds, so MOST_COMPARED runs or so are read at most.
-        """
+        """The `size` slowest of the matching runs in the newest chunks, and whether it read all."""
+        # No index is in the order of seconds, so MOST_COMPARED runs or so are read at most.
         runs: Any = self._runs
         is_all = True
         if self.group:
@@ -254,10 +252,8 @@ class RunFilter:
             yield from ((runs, None) for runs, _ in self._rounds(after, wanted=RUNS_AT_ONCE))
 
     def _by_failures(self, after: Cursor | None) -> Iterator[tuple[QuerySet[Run], Cursor]]:
-        """Querysets of the matching runs with failures of the class, by the ids of the runs.
-
-        Together they read each failure once; a single queryset could be of all runs.
-        """
+        """Querysets of the matching runs with failures of the class, by the ids of the runs."""
+        # Together they read each failure once; a single queryset could be of all runs.
         runs = self._failures.order_by("-run_id").values_list("run_id", flat=True).distinct()
         if after is not None:
             runs = runs.filter(run_id__lt=after.run_id)

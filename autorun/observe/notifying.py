@@ -66,10 +66,8 @@ def notify_soon(runner: Runner) -> bool:
 
 
 def hand_over_reports() -> int:
-    """Have a worker report failures that have not been reported yet; return for how many runners.
-
-    The callback is user code, so upkeep only finds out which reports are due.
-    """
+    """Have a worker report failures that have not been reported; return for how many runners."""
+    # The callback is user code, so upkeep only finds out which reports are due.
     if settings.ON_FAILURE is None:
         return 0
     every = min(CHECK_EVERY, settings.ON_FAILURE_EVERY.total_seconds())
@@ -204,9 +202,8 @@ def _due() -> Iterator[str]:
 
 
 def _pulses(runner: Runner) -> tuple[str, str, str]:
-    """Names of the pulses that keep the end of the last report's period, and the last try.
-
-    The third exists from a report of failures to that of their end. Names have up to 64 characters.
-    """
+    """Names of the pulses that keep the end of the last report's period, and the last try."""
+    # The third exists from a report of failures to that of their end. Names have up to 64
+    # characters.
     name = pulses.name_for(PREFIX, runner.label)
     return name, name.replace(PREFIX, f"{PREFIX}_try"), name.replace(PREFIX, f"{PREFIX}_told")

@@ -214,10 +214,8 @@ def finish_if_done(batch_id: int, *, announce: Callable[[int], object] = announc
 
 
 def pause(batch: Batch, *, reason: str = "") -> bool:
-    """Stop planning and releasing the batch. Return whether it was running; its runs continue.
-
-    A caller's own queryset is planned to its end: no other process could continue it later.
-    """
+    """Stop planning and releasing the batch. Return whether it was running; its runs continue."""
+    # A caller's own queryset is planned to its end: no other process could continue it later.
     running = Batch.objects.filter(pk=batch.pk, state=Batch.State.RUNNING)
     return update_once_committed(running, state=Batch.State.PAUSED, reason=reason)
 

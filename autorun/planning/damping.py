@@ -33,10 +33,8 @@ DAMPED = (
 
 
 def pauses(runner: Runner, node_id: int, redo: Sequence[Redo]) -> dict[Key, dt.datetime]:
-    """The keys whose next run has to wait, and until when.
-
-    The time counts from the last run, so further changes do not delay the next one.
-    """
+    """The keys whose next run has to wait, and until when."""
+    # The time counts from the last run, so further changes do not delay the next one.
     kind = key_kind(runner.get_model())
     is_executed = Q(finished_at__gt=from_now(-PERIOD), attempts__gt=0)
     is_running = Q(status=Run.Status.PENDING, chunk__state=Chunk.State.RUNNING)

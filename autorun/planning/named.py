@@ -164,11 +164,9 @@ def leave_to_upkeep(
 
 
 def _windows(runner: Runner, keys: Sequence[Any], *, node_id: int) -> Iterator[Window]:
-    """The eligible rows of these primary keys, so many at once as one short transaction plans.
-
-    Keys that are numbers are in their order, and bound the runs that are compared with them: else a
-    database whose statistics are old would read all runs of the node for each window.
-    """
+    """The eligible rows of these primary keys, so many at once as one short transaction plans."""
+    # Keys that are numbers are in their order, and bound the runs that are compared with them: else
+    # a database whose statistics are old would read all runs of the node for each window.
     are_numbers = key_kind(runner.get_model()).is_integer and set(map(type, keys)) == {int}
     ordered = sorted(keys) if are_numbers else keys
     for begin in range(0, len(keys), KEYS_AT_ONCE):

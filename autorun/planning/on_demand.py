@@ -128,10 +128,8 @@ def sweep_counting_undone(runner: Runner, *, counts_undone: bool = True) -> Swep
 
 
 def go_on(batch: Batch) -> Batch:
-    """Plan the rest of a batch that another process started, after `take_over`.
-
-    It fails only after several processes (old workers during a rollout) have lacked its runner.
-    """
+    """Plan the rest of a batch that another process started, after `take_over`."""
+    # It fails only after several processes (old workers during a rollout) have lacked its runner.
     try:
         scope = Scope.read(batch.scope)
         if scope.given:

@@ -141,12 +141,10 @@ class Planner:
     def _insert(
         self, candidates: Candidates, found: Counts, first_chunk: int, *, limit: int | None
     ) -> int:
-        """Insert runs for the candidates in the selection, in chunks from `first_chunk` on.
-
-        Meanwhile another process may make a run of such a row, or cancel one, so that an earlier
-        result is current again. That one may be for another input than the row's, so the rows are
-        counted and planned once more. After MOST_ROUNDS the rest stays pending.
-        """
+        """Insert runs for the candidates in the selection, in chunks from `first_chunk` on."""
+        # Meanwhile another process may make a run of such a row, or cancel one, so that an earlier
+        # result is current again. That one may be for another input than the row's, so the rows are
+        # counted and planned once more. After MOST_ROUNDS the rest stays pending.
         total = 0
         for _ in range(MOST_ROUNDS):
             left = None if limit is None else limit - total
@@ -258,12 +256,10 @@ class Planner:
             chunk.save(force_insert=True, using=settings.DATABASE)
 
     def _fail(self, rows: tuple[Row, ...]) -> None:
-        """Record rows whose input could not be prepared as failed.
-
-        A saved row always fails. In a pass over everything, a row that has a run keeps it: a file
-        system that is unavailable for a night does not turn all successes into failures. But a row
-        that processes die of always fails, so that no pass prepares it again.
-        """
+        """Record rows whose input could not be prepared as failed."""
+        # A saved row always fails. In a pass over everything, a row that has a run keeps it: a file
+        # system that is unavailable for a night does not turn all successes into failures. But a
+        # row that processes die of always fails, so that no pass prepares it again.
         first_chunk = new_chunk_id()
         is_lethal = any(isinstance(row.error, WorkerLost) for row in rows)
         selection = PENDING if self._may_overtake or is_lethal else SELECTIONS["missing"]

@@ -74,10 +74,8 @@ CONDITIONS: Mapping[Reason, str] = {
 
 
 def redo_condition(selection: Selection) -> str | None:
-    """The SQL condition that the current run `r` of row `d` is to be superseded, or None.
-
-    The index alone answers it unless finished runs are to be.
-    """
+    """The SQL condition that the current run `r` of row `d` is to be superseded, or None."""
+    # The index alone answers it unless finished runs are to be.
     conditions = []
     if Reason.DONE in selection:
         conditions.append(f"r.status <> {Run.Status.PENDING:d}")

@@ -55,10 +55,8 @@ def retire(
 
 
 def retire_noted(runner: Runner, keys: Collection[Any], *, deleted_at: dt.datetime) -> int:
-    """Retire the runs of rows whose deletion a trigger noted at that time. Return how many.
-
-    If a row has the same key now, runs that were planned since are its own.
-    """
+    """Retire the runs of rows whose deletion a trigger noted at that time. Return how many."""
+    # If a row has the same key now, runs that were planned since are its own.
     found = _keys_of(runner, keys)
     gone = _without_row(runner, found)
     anew = set(found).difference(gone)
@@ -80,10 +78,8 @@ def retire_all(runner: Runner, *, deleted_at: dt.datetime) -> int:
 
 
 def retire_missing(runner: Runner, keys: Sequence[Key] | None = None) -> int:
-    """Retire the runs of rows that no longer exist, of `keys` or of all. Return how many.
-
-    All are those with a current run of the runner's node, compared a window of keys at a time.
-    """
+    """Retire the runs of rows that no longer exist, of `keys` or of all. Return how many."""
+    # All are those with a current run of the runner's node, compared a window of keys at a time.
     kind = key_kind(runner.get_model())
     runs = _runs_over(runner)
     if keys is not None:

@@ -116,10 +116,8 @@ def primary_keys(runner: Runner, keys: Collection[Any]) -> list[Any]:
 
 
 def unnameable(runner: Runner) -> str:
-    """Some keys of rows that are left out because they cannot be stored or read; '' for none.
-
-    It reads all keys of a model that may have such.
-    """
+    """Some keys of rows that are left out because they cannot be stored or read; '' for none."""
+    # It reads all keys of a model that may have such.
     named = hooks.every_row(runner)
     if not named.query.where:
         return ""
@@ -130,10 +128,8 @@ def unnameable(runner: Runner) -> str:
 
 
 def load(runner: Runner, keys: Collection[Key], *, within_base: bool) -> dict[Key, Row]:
-    """Those of the rows named by `keys` that are still eligible, by key; one query for the rows.
-
-    A row that cannot be loaded has an `error` and no instance.
-    """
+    """Those of the rows named by `keys` that are still eligible, by key; one query for the rows."""
+    # A row that cannot be loaded has an `error` and no instance.
     to_pk = key_kind(runner.get_model()).to_pk
     found: dict[Key, Row] = {}
 
@@ -164,10 +160,9 @@ def load(runner: Runner, keys: Collection[Key], *, within_base: bool) -> dict[Ke
 
 
 def _with_outputs(runner: Runner, rows: Sequence[Row]) -> Iterator[Row]:
-    """The rows with what INPUT_FROM names, except those that have lost it since they were read.
-
-    It is read after the fingerprints: what is newer than a row's fingerprint is found by planning.
-    """
+    """The rows with what INPUT_FROM names, except those that have lost it since they were read."""
+    # It is read after the fingerprints: what is newer than a row's fingerprint is found by
+    # planning.
     keys = [row.key for row in rows]
     found = {
         name: current_successes(each, keys, column="outputs")
@@ -185,10 +180,8 @@ def without_rows(queryset: models.QuerySet[Any]) -> models.QuerySet[Any]:
 
 
 def without_lethal(runner: Runner, queryset: models.QuerySet[Any]) -> models.QuerySet[Any]:
-    """`queryset` without the rows that have failed because processes died of preparing them.
-
-    Those are prepared again when they are saved or retried.
-    """
+    """`queryset` without the rows that have failed because processes died of preparing them."""
+    # Those are prepared again when they are saved or retried.
     kind = key_kind(runner.get_model())
     died = Failure.objects.filter(
         exception_class=name_exception(WorkerLost),
@@ -276,11 +269,9 @@ def one_by_one(
 def _represented(
     runner: Runner, instances: Sequence[Any], represent: Callable[[Any], object]
 ) -> Iterator[Row]:
-    """The instances as rows; those of a MOMENT are represented in one block around user code.
-
-    If something had to be mended after a block, its rows are represented again, each in a block of
-    its own: one of them may have changed what the others read.
-    """
+    """The instances as rows; those of a MOMENT are represented in one block around user code."""
+    # If something had to be mended after a block, its rows are represented again, each in a block
+    # of its own: one of them may have changed what the others read.
     user_code = UserCode(f"{runner.label}.get_instance_representation()")
     marks = [] if runner.ON_CODE_CHANGE == "warn" else [fingerprints.code_mark(runner)]
     done = alone_up_to = 0
@@ -312,10 +303,8 @@ def _row_of(instance: Any, represent: Callable[[Any], object], marks: Sequence[s
 
 
 def _upstream_runs(runner: Runner, keys: Collection[Key]) -> dict[Key, list[int | str]]:
-    """The ids of the dependencies' successes, in order, by key; only keys that have them all.
-
-    Those of a set follow the number of its members. INPUT_FROM counts by a print of the outputs.
-    """
+    """The ids of the dependencies' successes, in order, by key; only keys that have them all."""
+    # Those of a set follow the number of its members. INPUT_FROM counts by a print of the outputs.
     found: dict[Key, list[int | str]] = {key: [] for key in keys}
     read = {each.label for each in inputs_from(runner).values()}
     for dependency in dependencies_of(runner):

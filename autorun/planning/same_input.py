@@ -33,10 +33,8 @@ _COLUMNS = {"run_id": "bigint", "seen": "fingerprint", "wanted": "fingerprint"}
 
 
 def adopt_same_input(runner: Runner, queryset: QuerySet[Any] | None) -> int:
-    """Keep the successes of rows whose input is the same by an earlier definition. Return how many.
-
-    The run itself stays, so that runners that depend on it have nothing to do again.
-    """
+    """Keep successes whose input is the same by an earlier definition. Return how many."""
+    # The run itself stays, so that runners that depend on it have nothing to do again.
     return once_committed(
         lambda: sum(repeated_on_conflict(partial(_keep, runs)) for runs in _each(runner, queryset)),
         meanwhile=partial(count_same_input, runner, queryset),

@@ -58,10 +58,8 @@ def hash_of(runner: Runner) -> Any:
 
 
 def _bounds(trial: Runner, number: int) -> str:
-    """The highest hash and the last key of `number` rows, as the node keeps them; "" for all rows.
-
-    They are stored once there are more rows than that, and chosen again for another number.
-    """
+    """The highest hash and the last key of `number` rows, as the node keeps them; "" for all."""
+    # They are stored once there are more rows than that, and chosen again for another number.
     node = Node.objects.filter(pk=node_of(trial).pk)
     known = node.values_list("sample", flat=True).first() or ""
     of, _, bounds = known.partition(" ")

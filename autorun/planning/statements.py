@@ -131,10 +131,8 @@ def behind(candidates: Candidates, priority: int) -> list[int]:
 
 
 def _redo_column(vendor: str, selection: Selection) -> tuple[str, bool]:
-    """The column that selects the candidates to be redone, and whether it is a list or a number.
-
-    A list, of few as a rule, saves a second pass; but MariaDB cuts off what it aggregates.
-    """
+    """The column that selects the candidates to be redone, and whether it is a list or a number."""
+    # A list, of few as a rule, saves a second pass; but MariaDB cuts off what it aggregates.
     condition = redo_condition(selection)
     if condition is None:
         return "0", False
@@ -170,10 +168,9 @@ def redone(candidates: Candidates, selection: Selection, *, limit: int | None) -
 
 
 def supersede(redo: Sequence[Redo]) -> dict[str, int]:
-    """Supersede the runs. Return how many, by the columns of the chunk that counts them.
-
-    Runs that another process has superseded, finished or ignored since they were read are skipped.
-    """
+    """Supersede the runs. Return how many, by the columns of the chunk that counts them."""
+    # Runs that another process has superseded, finished or ignored since they were read are
+    # skipped.
     columns = {"run_id": "bigint", "wanted": "fingerprint", "seen": "smallint"}
     rows = ((each.run_id, each.fingerprint, each.seen) for each in redo)
     only = "is_current AND (fingerprint <> s.wanted OR status = s.seen)"

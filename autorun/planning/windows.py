@@ -195,10 +195,8 @@ def whole(
 def in_halves(
     runner: Runner, queryset: QuerySet[Any], window: Window, work: Callable[[Window], object]
 ) -> None:
-    """Call `work` with a window of `queryset`, and with halves of it if the database refuses that.
-
-    A row whose value it refuses, as in a cast or a function of the filter, becomes unprepared.
-    """
+    """Call `work` with a window of `queryset`, and with halves of it if the database refuses."""
+    # A row whose value it refuses, as in a cast or a function of the filter, becomes unprepared.
     queryset = queryset if window.part is None else window.part
     try:
         work(window)
@@ -271,10 +269,8 @@ def last_key(runner: Runner) -> str:
 def _first_of(
     runner: Runner, rows: QuerySet[Any], *, size: int
 ) -> tuple[Sequence[Any] | Window, int]:
-    """The first `size` of the rows, or fewer if so many cannot be read together, and how many.
-
-    If the first one cannot be read even alone, a window of it as unprepared.
-    """
+    """The first `size` of the rows, or fewer if so many cannot be read together, and how many."""
+    # If the first one cannot be read even alone, a window of it as unprepared.
     is_repeated = False
     while True:
         try:
@@ -320,10 +316,8 @@ def _checked(runner: Runner, instances: Sequence[Any]) -> tuple[int, list[Row]]:
 
 
 def _longest_check(runner: Runner) -> float:
-    """The seconds that preparing one row may take: TIMEOUT, or most of a batch's lease if shorter.
-
-    Longer than the lease, and the batch would pass from one process to the next without end.
-    """
+    """The seconds for preparing one row: TIMEOUT, or most of a batch's lease if shorter."""
+    # Longer than the lease, and the batch would pass from one process to the next without end.
     timeout = timeout_of(runner)
     most = PART_OF_LEASE * settings.LEASE * PLANNING_LEASES
     left = page_time.seconds_left()

@@ -111,10 +111,8 @@ def _rows(runner: Runner, given: Mapping[str, Any]) -> models.QuerySet[Any]:
 
 
 def within(queryset: models.QuerySet[Any], bounds: Mapping[str, Any]) -> models.QuerySet[Any]:
-    """Have a queryset with these bounds of its keys read only a batch's rows within the bounds.
-
-    Databases do not infer that, and would read all rows of the batch for each window.
-    """
+    """Have a queryset with these bounds of its keys read only a batch's rows within the bounds."""
+    # Databases do not infer that, and would read all rows of the batch for each window.
     where: Any = queryset.query.where
     for place, each in enumerate(where.children if where.connector == "AND" else ()):
         if isinstance(each, In) and getattr(each.rhs, "model", None) is BatchRow:

@@ -68,11 +68,9 @@ def after_chunk_id(chunk_id: int) -> dt.datetime:
 
 
 def new_chunk_id() -> int:
-    """The first of a block of chunk ids: 41 bits of milliseconds, then 22 random ones.
-
-    A thread's blocks never overlap. If those of two threads or processes do, the primary key is
-    violated, and that window of planning is rolled back and repeated.
-    """
+    """The first of a block of chunk ids: 41 bits of milliseconds, then 22 random ones."""
+    # A thread's blocks never overlap. If those of two threads or processes do, the primary key is
+    # violated, and that window of planning is rolled back and repeated.
     milliseconds = time.time_ns() // 1_000_000 - EPOCH_MS
     chunk_id = milliseconds << RANDOM_BITS | secrets.randbits(RANDOM_BITS)
     _last.chunk_id = chunk_id = max(chunk_id, getattr(_last, "chunk_id", 0) + LARGEST_BLOCK)

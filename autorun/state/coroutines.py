@@ -81,11 +81,9 @@ def cancel_waited_for() -> list[asyncio.AbstractEventLoop]:
 
 
 def join_left() -> None:
-    """Wait for the loops that run on in other threads since `interrupt` has raised an error.
-
-    Nothing of a body may be at work beside its next attempt. The keeper of the lease ends a process
-    whose coroutine ignores its cancellation.
-    """
+    """Wait for the loops that run on in other threads since `interrupt` has raised an error."""
+    # Nothing of a body may be at work beside its next attempt. The keeper of the lease ends a
+    # process whose coroutine ignores its cancellation.
     left, of_thread.left = getattr(of_thread, "left", None), None
     while left := [loop for loop in left or () if loop.is_running()]:
         time.sleep(JOIN_EVERY)

@@ -105,10 +105,8 @@ def progress_by_node(nodes: Iterable[Node]) -> dict[int, Progress]:
 
 
 def crowded(node_ids: Iterable[int]) -> set[int]:
-    """Those of the nodes that have more waiting chunks than a page can sum.
-
-    The process remembers the answer for CROWD_FRESH seconds, unless it was read in a transaction.
-    """
+    """Those of the nodes that have more waiting chunks than a page can sum."""
+    # The process remembers the answer for CROWD_FRESH seconds, unless it was read in a transaction.
     ids, now = set(node_ids), time.monotonic()
     known = {pk: is_crowded for pk, (until, is_crowded) in _crowd.items() if until > now}
     if ids <= known.keys():
@@ -153,10 +151,8 @@ def waiting_by_batch(crowd: Collection[int], mark: int, *, place: int) -> list[A
 
 
 def left_for_long() -> Q:
-    """The condition that a chunk has long been queued, or that its lease has long ended.
-
-    Chunks whose queue has a busy worker do not count: they wait for it.
-    """
+    """The condition that a chunk has long been queued, or that its lease has long ended."""
+    # Chunks whose queue has a busy worker do not count: they wait for it.
     long_ago = from_now(-STUCK_SECONDS)
     is_queued = Q(state=Chunk.State.QUEUED, published_at__lte=long_ago)
     is_left = is_queued | Q(state=Chunk.State.RUNNING, expires_at__lte=long_ago)
@@ -182,10 +178,8 @@ def _planning() -> Exists:
 
 
 def _with_work(node_ids: list[int]) -> tuple[Any, Any]:
-    """Each node with work that no worker is processing, from its chunks and its batches.
-
-    The columns are as many as those of `progress_and_stuck`, with WITH_WORK as the state.
-    """
+    """Each node with work that no worker is processing, from its chunks and its batches."""
+    # The columns are as many as those of `progress_and_stuck`, with WITH_WORK as the state.
     chunks: Any = Chunk.objects.filter(left_for_long(), node__in=node_ids).order_by()
     batches: Any = Batch.objects.filter(unplanned_for_long(), node__in=node_ids).order_by()
     zeros = {f"zero_{place}": Value(0) for place in range(5)}
@@ -304,11 +298,9 @@ def batch_counts(batch_ids: Iterable[int], about: Collection[int] = ()) -> dict[
 
 
 def superseded(statuses: Iterable[int]) -> Counter[str]:
-    """How many superseded runs with these statuses there are, by the column that counts them.
-
-    A pending run is counted when its own chunk cancels it. A worker of a newer version may have
-    recorded a status that is not known here.
-    """
+    """How many superseded runs with these statuses there are, by the column that counts them."""
+    # A pending run is counted when its own chunk cancels it. A worker of a newer version may have
+    # recorded a status that is not known here.
     counted: Counter[str] = Counter()
     for status in statuses:
         if status == Run.Status.NOT_APPLICABLE:

@@ -95,10 +95,8 @@ def encode_configuration(configuration: Mapping[str, object]) -> dict[str, JSON]
 
 
 def digest(title: str, version: str, configuration: Mapping[str, object], model_label: str) -> str:
-    """Return a node's identity: hexadecimal SHA-256 of the canonical JSON of the arguments.
-
-    By RFC 8785 100 equals 100.0, and the order of keys does not matter.
-    """
+    """Return a node's identity: hexadecimal SHA-256 of the canonical JSON of the arguments."""
+    # By RFC 8785 100 equals 100.0, and the order of keys does not matter.
     identity: dict[str, Any] = {
         "title": title,
         "version": version,
@@ -360,10 +358,8 @@ def in_words(error: Unencodable, root: str, kind: type[AutorunError]) -> Autorun
 
 
 def _writer() -> Callable[[JSON, int], Iterable[str]]:
-    """A JSON encoder of plain values, which have no circles.
-
-    `JSONEncoder.encode` makes one for each value, which takes as long as writing a small one.
-    """
+    """A JSON encoder of plain values, which have no circles."""
+    # `JSONEncoder.encode` makes one for each value, which takes as long as writing a small one.
     encoder = json.JSONEncoder(
         ensure_ascii=False, allow_nan=False, check_circular=False, separators=(",", ":")
     )

@@ -95,11 +95,9 @@ class KeyKind:
         return KeyText(reference("pk"), TextField())
 
     def condition(self, pks: Sequence[Any], using: str) -> Any:
-        """Whether a row has one of the primary keys `pks`, for a filter of a query to `using`.
-
-        PostgreSQL gets them as one parameter: for Django and psycopg, hundreds take longer than the
-        query takes.
-        """
+        """Whether a row has one of the primary keys `pks`, for a filter of a query to `using`."""
+        # PostgreSQL gets them as one parameter: for Django and psycopg, hundreds take longer than
+        # the query takes.
         is_django_s = type(self.field).__module__ == models.Field.__module__
         is_plain = is_django_s and set(map(type, pks)) == {int}
         if not is_plain or connections[using].vendor != "postgresql":
@@ -172,10 +170,8 @@ class KeyKind:
             return key
 
     def is_ordered_alike(self, connection: BaseDatabaseWrapper) -> bool:
-        """Whether the database orders these primary keys as it orders the keys in Run.
-
-        If it does not, bounds on the primary key say nothing about bounds on the key.
-        """
+        """Whether the database orders these primary keys as it orders the keys in Run."""
+        # If it does not, bounds on the primary key say nothing about bounds on the key.
         if self.is_integer:
             return True
         if isinstance(self.field, UUIDField):

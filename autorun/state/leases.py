@@ -167,11 +167,9 @@ def set_aside(lease: Lease, reason: str, *, seconds: float) -> bool:
 
 
 def next_urgent(chunk: Chunk, *, but: Collection[int] = ()) -> Chunk | None:
-    """The most urgent queued chunk of the same queue that precedes `chunk`, but none of `but`.
-
-    The broker delivers in order: a saved row's message may wait behind a backfill's. So a worker
-    does the most urgent work first, and the urgent chunk's own message then does nothing.
-    """
+    """The most urgent queued chunk of the same queue that precedes `chunk`, but none of `but`."""
+    # The broker delivers in order: a saved row's message may wait behind a backfill's. So a worker
+    # does the most urgent work first, and the urgent chunk's own message then does nothing.
     urgent = _urgent(chunk.queue, chunk.priority).exclude(pk__in=but)
     return _with_node(urgent).order_by("-priority", "pk").first()
 

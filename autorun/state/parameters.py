@@ -46,10 +46,8 @@ def no_number(given: object, *, least: int = 0, most: int = MOST) -> str:
 
 
 def read_time(given: object) -> dt.datetime | None:
-    """The time in `given`, to the minute, or None; in the project's zone unless it names one.
-
-    A browser writes a date and a time like this: `2031-05-04T03:00`.
-    """
+    """The time in `given`, to the minute, or None; in the project's zone unless it names one."""
+    # A browser writes a date and a time like this: `2031-05-04T03:00`.
     try:
         when = parse_datetime(str(given))
         if when is None:

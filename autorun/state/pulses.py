@@ -42,10 +42,8 @@ _MOVING_ON = {
 
 
 def take_turn(name: str, *, every: float, early: float = EARLY) -> bool:
-    """Take the turn if no process has for `every` seconds, or the `early` part of them.
-
-    A turn that lies in the future was taken by a wrong clock, such as that of a former server.
-    """
+    """Take the turn if no process has for `every` seconds, or the `early` part of them."""
+    # A turn that lies in the future was taken by a wrong clock, such as that of a former server.
     is_due = Q(beat_at__lte=from_now(-every * early)) | Q(beat_at__gt=from_now(every))
     pulses = Pulse.objects.filter(name=name)
     # Read first: most callers get no turn, and write nothing.

@@ -3,8 +3,6 @@
 Django's wrappers do not see the latter. Drivers in C cannot be watched.
 """
 
-from __future__ import annotations
-
 import re
 import sys
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Reads what drivers know of a session without a statement, and asks SQLite for the rest."""
 
-from __future__ import annotations
-
 import gc
 import sqlite3
 from collections.abc import Callable, Sequence

@@ -126,10 +126,8 @@ def changed_by(statement: Fragment) -> int:
 
 
 def insert_both(one: Fragment, another: Fragment) -> int:
-    """Insert two rows in one transaction. Return the key that the database gives to the first.
-
-    PostgreSQL gets both in one message, which is a transaction.
-    """
+    """Insert two rows in one transaction. Return the key that the database gives to the first."""
+    # PostgreSQL gets both in one message, which is a transaction.
     using = settings.DATABASE
     connection = connections[using]
     is_one = connection.vendor == "postgresql" and takes_several(connection)
@@ -149,11 +147,9 @@ def insert_both(one: Fragment, another: Fragment) -> int:
 
 
 def _rows_after(first: Fragment, second: Fragment) -> list[Any] | None:
-    """The rows of the second statement, or None if the first finds none.
-
-    PostgreSQL and MariaDB get both in one message, and execute them one after the other: the second
-    sees what others had committed when the first had its locks.
-    """
+    """The rows of the second statement, or None if the first finds none."""
+    # PostgreSQL and MariaDB get both in one message, and execute them one after the other: the
+    # second sees what others had committed when the first had its locks.
     using = settings.DATABASE
     connection = connections[using]
     params = (*first.params, *second.params)
@@ -296,10 +292,8 @@ def _read_and_change(
     params: tuple[Any, ...],
     first: Fragment | None,
 ) -> list[tuple[Any, ...]]:
-    """The rows that MariaDB reads and then changes, if `first` has found its own.
-
-    The JSON document of the source may be long, and is sent once, as `autorun_rows`.
-    """
+    """The rows that MariaDB reads and then changes, if `first` has found its own."""
+    # The JSON document of the source may be long, and is sent once, as `autorun_rows`.
     steps = [bounded(read), bounded(change)]
     if first is not None:
         steps = [bounded(first.sql), f"IF ROW_COUNT() > 0 THEN {steps[0]}", steps[1], "END IF"]
@@ -326,10 +320,8 @@ def whole_quotient(connection: BaseDatabaseWrapper, dividend: str, divisor: str)
 
 
 def join_in_this_order(connection: BaseDatabaseWrapper) -> str:
-    """An inner join that looks up the right table for each row of the left one.
-
-    Otherwise SQLite parses a JSON document again for every row of the other table.
-    """
+    """An inner join that looks up the right table for each row of the left one."""
+    # Otherwise SQLite parses a JSON document again for every row of the other table.
     return "CROSS JOIN" if connection.vendor == "sqlite" else "INNER JOIN"
 
 
@@ -370,10 +362,8 @@ def recordset(
 def keyed_recordset(
     connection: BaseDatabaseWrapper, columns: Mapping[str, str], rows: Iterable[tuple[Any, Any]]
 ) -> Fragment:
-    """The recordset of two columns, the first a "bigint" without duplicates.
-
-    SQLite reads the members of one object eight times as fast as a list of lists.
-    """
+    """The recordset of two columns, the first a "bigint" without duplicates."""
+    # SQLite reads the members of one object eight times as fast as a list of lists.
     if connection.vendor != "sqlite":
         return recordset(connection, columns, rows)
     number, value = columns

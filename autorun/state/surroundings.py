@@ -4,8 +4,6 @@ Each is quick to read, and would affect the code of the next row: a language tha
 for example, may change the representation of that row, so that it runs again.
 """
 
-from __future__ import annotations
-
 import asyncio
 import decimal
 import gc
@@ -94,10 +92,8 @@ def kept(found: Iterable[Any]) -> list[Any]:
 
 
 def _put_back_environment(was: dict[bytes, bytes]) -> None:
-    """Put back what was removed or replaced. What was added or extended, such as PATH, stays.
-
-    Modules add variables when they are imported, which may be in a body, and only then.
-    """
+    """Put back what was removed or replaced. What was added or extended, such as PATH, stays."""
+    # Modules add variables when they are imported, which may be in a body, and only then.
     for name, value in was.items():
         if (now := os.environb.get(name)) is None or value not in now:
             os.environb[name] = value

@@ -268,10 +268,8 @@ def _is_broken(connection: BaseDatabaseWrapper, used: object, error: Exception) 
 
 
 def _is_refused(error: Exception) -> bool:
-    """Whether a statement failed for neither its data nor the moment.
-
-    Code of the project may have changed the session unnoticed, as in a stored function.
-    """
+    """Whether a statement failed for neither its data nor the moment."""
+    # Code of the project may have changed the session unnoticed, as in a stored function.
     return not (isinstance(error, (DataError, IntegrityError)) or is_passing(error))
 
 

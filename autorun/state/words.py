@@ -65,10 +65,8 @@ def spoken(relation: str) -> str:
 
 
 def harmless(text: str) -> str:
-    """The text, as long as before, without characters that control a terminal or turn a line.
-
-    Keys, names and messages of exceptions come from anyone who can name a file.
-    """
+    """The text, as long as before, without characters that control a terminal or turn a line."""
+    # Keys, names and messages of exceptions come from anyone who can name a file.
     return text.translate(_ACTING)
 
 

@@ -109,11 +109,9 @@ for _known in (subscriptions, dependents, runners_of):
 
 
 def label_of_deleted(label: str, using: str = DEFAULT_DB_ALIAS) -> str:
-    """The label under which deleted rows of a model, in that database, are delivered.
-
-    A worker of an older version does not know it, and leaves the rows to other workers, as it does
-    if it has no runner for them.
-    """
+    """The label under which deleted rows of a model, in that database, are delivered."""
+    # A worker of an older version does not know it, and leaves the rows to other workers, as it
+    # does if it has no runner for them.
     return f"{DELETED}{using}:{label}"
 
 

@@ -52,10 +52,8 @@ def _before_migrations(
 
 
 def _refuse_to_break_writes() -> None:
-    """Stop the migrations if a trigger reads a column that its table will not have.
-
-    On MariaDB every write of the table would then fail, and this user may not drop the trigger.
-    """
+    """Stop the migrations if a trigger reads a column that its table will not have."""
+    # On MariaDB every write of the table would then fail, and this user may not drop the trigger.
     columns: dict[str, set[str]] = defaultdict(set)
     for model in apps.get_models(True):
         columns[table_name(model)].update(str(each.column) for each in model._meta.local_fields)

@@ -106,10 +106,8 @@ def note_linked(
 
 
 def listen_to_deletions() -> None:
-    """Listen to deletions and links in the models that tell of runners' rows, and in no others.
-
-    If a model has a receiver, Django loads the rows that a queryset deletes.
-    """
+    """Listen to deletions and links in the models that tell of runners' rows, and in no others."""
+    # If a model has a receiver, Django loads the rows that a queryset deletes.
     global _heard
     before, _heard = _heard, models_with_deletions()
     for model in before ^ _heard:

@@ -111,10 +111,8 @@ def entries_ahead() -> Any:
 
 
 def correct_times() -> int:
-    """Let beat send again the entries that it seems to have sent in the future. Return how many.
-
-    Otherwise it would send nothing until then.
-    """
+    """Let beat send again the entries that it seems to have sent in the future. Return how many."""
+    # Otherwise it would send nothing until then.
     if not apps.is_installed("django_celery_beat"):
         return 0
     from django_celery_beat.models import PeriodicTasks

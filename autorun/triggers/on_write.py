@@ -61,10 +61,8 @@ class Table:
         return table_name(self.model)
 
     def columns(self) -> set[str] | None:
-        """The columns whose change is noted; None for any, if one of the readers may read any.
-
-        A column whose name is not one word is always noted.
-        """
+        """The columns whose change is noted; None for any, if one of the readers may read any."""
+        # A column whose name is not one word is always noted.
         found = {str(self.key.column)}
         for reader in self.readers:
             read = columns_read(reader.runner)
@@ -103,11 +101,9 @@ def tables() -> dict[str, Table]:
 
 @cache
 def columns_read(runner: Runner) -> frozenset[str] | None:
-    """The words, in lower case, of the statement that plans the runner's rows; None for any column.
-
-    Python may read any column: in get_instance_representation(), or in a filter that asks the
-    database itself. Every column that the statement reads is a word of it.
-    """
+    """The words, in lower case, of the statement that plans the rows; None for any column."""
+    # Python may read any column: in get_instance_representation(), or in a filter that asks the
+    # database itself. Every column that the statement reads is a word of it.
     if not runner.is_fingerprinted_by_database:
         return None
     asked: list[str] = []

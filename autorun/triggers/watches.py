@@ -93,11 +93,9 @@ def _loaded(attname: str) -> Callable[[Any], Any]:
 
 
 def shared_key(model: type[Model], saved: type[Model]) -> Field[Any, Any] | None:
-    """The field of `saved` that holds the primary key of its row of `model`; None without one.
-
-    A child of multi-table inheritance has a row of each of its parents; a parent may have one of
-    each of its children, by the same primary key.
-    """
+    """The field of `saved` that holds the primary key of its row of `model`; None without one."""
+    # A child of multi-table inheritance has a row of each of its parents; a parent may have one of
+    # each of its children, by the same primary key.
     concrete_model, saved = concrete(model), concrete(saved)
     if len(concrete_model._meta.pk_fields) != 1:
         return None  # composite: a system check says so

@@ -87,10 +87,8 @@ def hour_of(at: dt.datetime) -> int:
 
 
 def drop_empty(*, quiet: float) -> int:
-    """Fold and delete chunks whose runs have all been pruned or moved. Return how many.
-
-    One with failures stays for as long as its batch: a batch does not sum up failures.
-    """
+    """Fold and delete chunks whose runs have all been pruned or moved. Return how many."""
+    # One with failures stays for as long as its batch: a batch does not sum up failures.
     first = Subquery(_empty(OuterRef("pk"), quiet=quiet).values("pk")[:1])
     nodes = Node.objects.annotate(first=first).filter(first__isnull=False)
 

@@ -76,11 +76,9 @@ def _leave_dependents(chunk: Chunk) -> None:
 
 
 def _take(chunk: Chunk) -> bool:
-    """Take the lease of a lapsed chunk; False if another process has it or is about to.
-
-    If the rescuer dies half-way, another one finds its lease lapsed. A locked chunk is skipped: its
-    worker may be writing, or may have been frozen while it wrote.
-    """
+    """Take the lease of a lapsed chunk; False if another process has it or is about to."""
+    # If the rescuer dies half-way, another one finds its lease lapsed. A locked chunk is skipped:
+    # its worker may be writing, or may have been frozen while it wrote.
     lapsed = Chunk.objects.lapsed().filter(pk=chunk.pk, token=chunk.token)
     with transaction.atomic(using=settings.DATABASE):
         if unlocked(lapsed).values_list("pk").first() is None:

@@ -49,10 +49,9 @@ UNKNOWN_FOR = 24 * 3600.0
 
 
 def hand_out_spilled() -> int:
-    """Let workers plan the saved rows that wait in the database. Return the number of triggers.
-
-    Rows of a model without a runner here are left to other workers for a day, as during a rollout.
-    """
+    """Let workers plan the saved rows that wait in the database. Return the number of triggers."""
+    # Rows of a model without a runner here are left to other workers for a day, as during a
+    # rollout.
     fresh = _free().filter(planned_here() | _is_old(), tries=0)
     groups = fresh.values_list("model_label", "runner").distinct()
     parts = [fresh.filter(model_label=name, runner=label) for name, label in groups]
@@ -154,12 +153,10 @@ def _handed_out(part: QuerySet[SpilledTrigger]) -> Iterator[list[Any]]:
 
 
 def _lease(part: QuerySet[SpilledTrigger]) -> list[Any]:
-    """The first triggers of `part`, for one worker to plan.
-
-    Saves one by one leave thousands of triggers, each of which would be read and written four
-    times. So those that no try has failed to plan become one. They are named tuples, because making
-    instances takes as long as planning the rows.
-    """
+    """The first triggers of `part`, for one worker to plan."""
+    # Saves one by one leave thousands of triggers, each of which would be read and written four
+    # times. So those that no try has failed to plan become one. They are named tuples, because
+    # making instances takes as long as planning the rows.
     columns = ("pk", "model_label", "text", "tries", "reason")
     named: Any = part.annotate(text=Cast("keys", TextField())).values_list(*columns, named=True)
     with transaction.atomic(using=settings.DATABASE):

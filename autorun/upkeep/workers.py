@@ -56,11 +56,9 @@ def connect(make_round: Callable[[], bool]) -> None:
 
 
 def _prepare(sender: Any, **_: Any) -> None:
-    """Import what tasks need before the pool forks; name what it cannot run; add upkeep.
-
-    The memory by which saved rows interrupt backfills is shared from then on. The digests are those
-    of the code that the worker has imported, so they are computed now.
-    """
+    """Import what tasks need before the pool forks; name what it cannot run; add upkeep."""
+    # The memory by which saved rows interrupt backfills is shared from then on. The digests are
+    # those of the code that the worker has imported, so they are computed now.
     import autorun.execution.at_once
     import autorun.execution.execute
     import autorun.upkeep.rounds  # noqa: F401
@@ -81,10 +79,8 @@ def _prepare(sender: Any, **_: Any) -> None:
 
 
 def _begin(**_: Any) -> None:
-    """Prepare a pool process, or the main process, whose threads may be the pool.
-
-    Celery has replaced its standard output by now.
-    """
+    """Prepare a pool process, or the main process, whose threads may be the pool."""
+    # Celery has replaced its standard output by now.
     tails.listen()
 
 

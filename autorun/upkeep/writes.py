@@ -71,10 +71,8 @@ class Noted(NamedTuple):
 
 
 def hand_out_written() -> int:
-    """Let workers plan the rows that triggers have noted. Return how many notes.
-
-    Notes of a table that no runner here reads are left to other workers, as during a rollout.
-    """
+    """Let workers plan the rows that triggers have noted. Return how many notes."""
+    # Notes of a table that no runner here reads are left to other workers, as during a rollout.
     if not Written.objects.exists():
         return 0
     columns = {
@@ -139,10 +137,8 @@ def _take(noted: Noted) -> int:
 
 
 def _estimate_rows() -> None:
-    """Have PostgreSQL count the rows of the new batches.
-
-    It would expect a few, and compare each of them with all runs of a window.
-    """
+    """Have PostgreSQL count the rows of the new batches."""
+    # It would expect a few, and compare each of them with all runs of a window.
     connection = connections[settings.DATABASE]
     if connection.vendor == "postgresql":
         with suppress(DatabaseError), connection.cursor() as cursor:

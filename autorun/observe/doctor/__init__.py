@@ -58,11 +58,9 @@ def examine() -> list[Finding]:
 
 
 def examine_for_page() -> list[Finding]:
-    """`examine()`, one at a time in this process, and again after some seconds only.
-
-    Otherwise each request would take a thread and a connection if a broker or database does not
-    answer.
-    """
+    """`examine()`, one at a time in this process, and again after some seconds only."""
+    # Otherwise each request would take a thread and a connection if a broker or database does not
+    # answer.
     if not _turn.acquire(timeout=PATIENCE):
         message = _("Another request has been examining autorun for %s.") % duration(PATIENCE)
         hint = _("Ask again in a minute, or run `manage.py autorun doctor`.")

@@ -138,11 +138,7 @@ def _held_up(found: HeldUp) -> Finding:
         "cancel": f"`manage.py autorun cancel {found.runner}`",
     }
     if found.is_damped:
-        return warning(
-            f"{message}.",
-            _(OF_DAMPED),
-            bare=f"{bare}.",
-        )
+        return warning(f"{message}.", _(OF_DAMPED), bare=f"{bare}.")
     if found.next_try is not None:
         then = ". " + _("Next try at %s.") % moment(found.next_try)
         return error(
