@@ -552,7 +552,7 @@ def test_no_statement_looks_at_what_is_folded(set_constants, django_assert_num_q
     assert progress_by_node([node])[node.pk].succeeded == 6
     assert sum(hour.succeeded for hour in activity_by_node([node])[node.pk].hours) == 6
     assert batch_counts([batch.pk])[batch.pk].succeeded == 6
-    with django_assert_num_queries(2):
+    with django_assert_num_queries(3):
         assert RunFilter().number() == 6
 
 

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from django.contrib.contenttypes.models import ContentType
 from django.db import connection
+from django.db.models import F
+from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
@@ -330,3 +332,36 @@ def test_pages_take_the_number_of_very_many_waiting_runs_from_their_batches(
         assert replace(tally, crowd=frozenset()) == exactly
         assert take_tally() == tally
         assert list(counts_of(begun, tally).values()) == of_batches
+
+
+@pytest.mark.usefixtures("sent")
+def test_each_page_says_about_how_many_of_very_many_runs_there_are(
+    set_constants: Callable[..., None], admin_client: Client
+) -> None:
+    make(60)
+    with installed(runner_class := declare(BATCH_SIZE=1, MAX_PARALLEL=1)):
+        runner = runner_class()
+        batch = runner.backfill()
+        Batch.objects.update(planned=F("planned") + 1_000)  # of which the chunks know nothing
+        set_constants(counts, MOST_SUMMED=2)
+        waits = "<b>about 1,059</b> waiting"
+        said = {
+            "node/": ["about 1,060 in progress", waits],
+            f"node/{runner.label}/": [waits, '<td class="ar-number">about 1,060</td>'],
+            f"batch/{batch.pk}/change/": ["<b>about 1,060</b> remaining"],
+            f"run/?batch={batch.pk}": ["About 1,060 runs match"],
+            "run/": ["Newest first."],
+            **{path: [] for path in ("failure/", "batch/", "batch/backfill/", "health/")},
+        }
+        tab = 'about 1,060<span class="visually-hidden"> in progress</span>'
+
+        pages = {path: admin_client.get(f"/admin/autorun/{path}").text for path in said}
+
+        missing = [
+            (path, words)
+            for path, page in pages.items()
+            for words in [*said[path], tab]
+            if words not in page
+        ]
+        assert missing == []
+        assert RunFilter(state="waiting", batch=batch.pk).number() is None

@@ -102,7 +102,7 @@ class Card(Standing):
             ("paused", _("paused") * bool(self.paused_since)),
             ("parked", number_in("held up", found.parked)),
             ("failed", number_in("failed", found.failed)),
-            ("running", number_in("in progress", found.unfinished)),
+            ("running", number_in("in progress", found.unfinished, is_about=self.is_about)),
             ("paused", _("sweeps held") * bool(self.held_since)),
             ("pending", number_in("pending", self.counted.pending if self.counted else 0)),
             ("pending", number_in("stale", self.counted.stale if self.counted else 0)),
@@ -116,6 +116,11 @@ class Card(Standing):
         """The analysis and its version; the version alone if the runner has the same name."""
         title = title_of_runner(self.runner) if self.node is None else str(self.node)
         return title.removeprefix(f"{self.name} ")
+
+    @property
+    def is_about(self) -> bool:
+        """Whether the number of its waiting runs is an estimate."""
+        return getattr(self.node, "is_crowded", False)
 
     @property
     def model_name(self) -> str:
@@ -156,7 +161,7 @@ class Card(Standing):
                 in_words(state, value),
                 value,
                 urlencode({"runner": self.runner.label, "state": state}),
-                is_about=state == "waiting" and getattr(self.node, "is_crowded", False),
+                is_about=state == "waiting" and self.is_about,
             )
             for state in states
             if (value := getattr(self.progress, state))

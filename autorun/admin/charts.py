@@ -47,7 +47,7 @@ class Part:
 
     @property
     def count(self) -> str:
-        return _("about %s") % number(self.number) if self.is_about else number(self.number)
+        return number(self.number, is_about=self.is_about)
 
     def __str__(self) -> str:
         return f"{self.count} {self.words}"

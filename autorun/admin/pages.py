@@ -158,9 +158,7 @@ class PageAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         return self.fragment(request, template, **(frame | context))
 
     def _tabs(self, tally: Tally) -> list[Tab]:
-        unfinished = number(tally.unfinished or None)
-        if unfinished and tally.crowd:
-            unfinished = _("about %s") % unfinished
+        unfinished = number(tally.unfinished or None, is_about=bool(tally.crowd))
         counts = {
             "runs": (unfinished, _("in progress"), "running"),
             "failures": (number(tally.failed or None), _("failed"), "failed"),

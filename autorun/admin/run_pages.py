@@ -106,7 +106,7 @@ class RunAdmin(ActingOnRuns):
             found, is_all = _page_of(chosen, after, is_by_time=is_by_time)
         written = chosen.written()
         tally = take_tally()
-        total = len(found.runs) if is_all else chosen.number(is_crowded=bool(tally.crowd))
+        total = len(found.runs) if is_all else chosen.number()
         is_exact = is_all or not written
         older = None if found.after is None else urlencode({**written, "after": str(found.after)})
         return self.render(

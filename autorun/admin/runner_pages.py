@@ -304,7 +304,9 @@ class RunnerPages(ShowingResults):
 def _version(
     node: Node, found: Progress, card: cards.Card, *, candidate: Node | None
 ) -> VersionLine:
-    numbers = map(number, (found.succeeded, found.failed, found.unfinished))
+    is_about = node.is_crowded and found.unfinished > 0  # type: ignore[attr-defined]
+    unfinished = number(found.unfinished, is_about=is_about)
+    numbers = number(found.succeeded), number(found.failed), unfinished
     configuration, since = as_json(without_secrets(node.configuration)), time_since(node.created_at)
     marks = node == card.node, node == candidate
     return VersionLine(node.version, *marks, configuration, since, *numbers)

@@ -23,7 +23,7 @@ from autorun.models import Batch, Chunk, Failure, Node, Run
 from autorun.observe.group_runs import GroupRuns
 from autorun.observe.paging import LONG, NAMES, Cursor, Page
 from autorun.observe.run_states import FOLDED, STATES, UNFOLDED
-from autorun.state.counts import batch_counts
+from autorun.state.counts import batch_counts, crowded
 from autorun.state.managers import ChunkQuerySet
 from autorun.state.origins import ORIGINS
 from autorun.state.parameters import LEAST, SINCE, read_number, read_one_of, read_text, read_time
@@ -176,38 +176,40 @@ class RunFilter:
         is_joined = (self.row or self.exception) or not self._chunk_condition
         return self._runs if is_joined else self._runs.filter(chunk__in=self._chunks)
 
-    def number(self, *, is_crowded: bool = False) -> int | None:
+    def number(self) -> int | None:
         """The approximate number of matching runs; None if it takes reading every chunk.
 
-        Without any filter, it is the exact number of current runs, or None if `is_crowded`, that
-        is, if some nodes have very many waiting chunks. The counts of batches include superseded
-        runs, which may have been pruned.
+        Without any filter, it is the exact number of current runs, or None if there are very many
+        waiting chunks. The counts of batches include superseded runs, which may have been pruned.
         """
-        is_of_waiting = is_crowded and self.batch is None and self.state in ("", "waiting")
-        if self.exception or self.row or self.group or is_of_waiting:
+        if self.exception or self.row or self.group:
             return None
         folded, unfolded = FOLDED.get(self.state, (Value(0), Value(0)))
-        in_nodes = dict(Node.objects.values_list("pk", folded))
+        nodes: Any = Node.objects.values_list("pk", folded)
+        if self.batch is not None:
+            of_runner = {"runner": self.runner} if self.runner else {}
+            batch = Batch.objects.filter(pk=self.batch, **of_runner)
+            nodes = batch.values_list("node_id", Value(0))
+        in_nodes = dict(nodes)
+        is_about = bool(crowded(in_nodes))
         # Named one by one, the nodes let the index find the chunks.
         open_chunks = self._chunks.filter(node__in=list(in_nodes)).unfolded()
         if self.state in UNFOLDED:
-            return open_chunks.aggregate(n=Sum(STATES[self.state].number))["n"] or 0
+            is_of_many = is_about and self.state == "waiting"
+            number = Sum(STATES[self.state].number)
+            return None if is_of_many else open_chunks.aggregate(n=number)["n"] or 0
         times = (self.since, self.ended_from, self.ended_until)
         is_narrowed = self.trigger or self.worker or any(times)
         if is_narrowed or (self.runner and self.batch is None):
             return None
         if self.batch is not None:
-            return self._number_in_batch(self.batch)
-        if self.state not in FOLDED:
+            return self._number_in_batch(self.batch, is_about=is_about) if in_nodes else 0
+        if self.state not in FOLDED or (is_about and not self.state):
             return None
         return sum(in_nodes.values()) + (open_chunks.aggregate(n=Sum(unfolded))["n"] or 0)
 
-    def _number_in_batch(self, batch_id: int) -> int | None:
-        found = Batch.objects.filter(pk=batch_id)
-        found = found.filter(runner=self.runner) if self.runner else found
-        counts = batch_counts(found.values_list("pk", flat=True)).get(batch_id)
-        if counts is None:
-            return 0
+    def _number_in_batch(self, batch_id: int, *, is_about: bool) -> int | None:
+        counts = batch_counts([batch_id], [batch_id] if is_about else [])[batch_id]
         numbers = {
             "": counts.total,
             "succeeded": counts.succeeded,

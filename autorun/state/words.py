@@ -85,9 +85,12 @@ def encodable(text: str) -> str:
     return text.encode(errors="backslashreplace").decode()
 
 
-def number(value: int | None) -> str:
-    """An integer with thousands separators, `98,765`; '' for None."""
-    return "" if value is None else formats.number_format(value, force_grouping=True)
+def number(value: int | None, *, is_about: bool = False) -> str:
+    """An integer with thousands separators, `98,765` or `about 98,765`; '' for None."""
+    if value is None:
+        return ""
+    exact = formats.number_format(value, force_grouping=True)
+    return _("about %s") % exact if is_about else exact
 
 
 def approximate(value: float | None) -> str:
@@ -105,8 +108,8 @@ def some_of(some: int, most: float) -> str:
     return _("%(some)s of %(all)s") % {"some": number(some), "all": number(int(most))}
 
 
-def number_in(state: str, value: int) -> str:
-    """So many runs or runners in a state: `3 failed`; '' for none."""
+def number_in(state: str, value: int, *, is_about: bool = False) -> str:
+    """So many runs or runners in a state: `3 failed`, `about 3 failed`; '' for none."""
     message = {
         "succeeded": ngettext("%s succeeded", "%s succeeded", value),
         "failed": ngettext("%s failed", "%s failed", value),
@@ -116,7 +119,7 @@ def number_in(state: str, value: int) -> str:
         "stale": ngettext("%s stale", "%s stale", value),
         "paused": ngettext("%s paused", "%s paused", value),
     }[state]
-    return message % number(value) if value else ""
+    return message % number(value, is_about=is_about) if value else ""
 
 
 def in_words(name: str, number: int = 1) -> str:
