@@ -26,6 +26,8 @@ from autorun.models import Batch, Chunk, Node, Pulse
 from autorun.planning import batches
 from autorun.planning.named import plan_keys
 from autorun.state.clock import new_chunk_id
+from autorun.state.leases import queued, start
+from autorun.tasks import plan
 from autorun.upkeep.rounds import send_again
 from tests.crashes import armed, listening
 from tests.engine import declare, installed, work_off
@@ -665,3 +667,34 @@ def test_a_chunk_takes_seven_or_eight_statements_if_others_wait(sent):
     # MariaDB is also told, past Django, how long other transactions may be idle.
     most = {"sqlite": 8, "postgresql": 7, "mysql": 7}
     assert len(counted) == most[connection.vendor], counted
+
+
+@pytest.mark.skipif(connection.vendor != "postgresql", reason="the others cannot be told so")
+@pytest.mark.django_db(transaction=True)
+def test_work_that_is_handed_out_does_not_wait_for_the_disk_and_results_do(documents, sent):
+    def durability():
+        with connection.cursor() as cursor:
+            cursor.execute("SHOW synchronous_commit")
+            return cursor.fetchone()[0]
+
+    runner = declare(BATCH_SIZE=1)
+    with installed(runner):
+        runner().backfill()
+        with CaptureQueriesContext(connection) as captured:
+            execute(sent[0].args[0])
+            plan(Document._meta.label, [Document.objects.create(title="saved").pk])
+        with transaction.atomic():
+            start(queued(sent[1].args[0]))
+            assert durability() == "on"  # of the caller's transaction
+
+    marks = {
+        "claimed": "FOR UPDATE SKIP LOCKED",  # the first statement of its transaction
+        "started": '"started_at" =',
+        "started at once": 'INSERT INTO "autorun_run"',
+        "recorded": "s.new_status",
+    }
+    unflushed = "synchronous_commit = off"
+    for name, mark in marks.items():
+        found = {unflushed in each["sql"] for each in captured if mark in each["sql"]}
+        assert found == {name != "recorded"}, name
+    assert durability() == "on"

@@ -5,12 +5,12 @@ sends again; in the other order two processes could release more than the window
 """
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from django.db import OperationalError, transaction
+from django.db import OperationalError, connections, transaction
 from django.db.models import Count, Exists, F, OuterRef, Q, QuerySet, Subquery, Sum
 from django.db.models.functions import Greatest, Least
 
@@ -29,6 +29,7 @@ from autorun.state.clock import DatabaseNow
 from autorun.state.logs import get_logger
 from autorun.state.probes import crash_point
 from autorun.state.sql import RowsAsJSON, Slot, changed_by, prepared, prepared_update
+from autorun.state.waits import unflushed
 
 logger = get_logger(__name__)
 
@@ -138,11 +139,11 @@ def _release(node_id: int, node_digest: str, has_stopped: bool) -> Release:
         for turn in range(MOST_CLAIMS if pulses.locks_rows() else 1):
             if turn and not pulses.take_note(note):
                 break
-            some = transactions.repeated_on_conflict(claim, holds_node=True)
+            some = _claimed(claim)
             # The note is taken after the lock is given up: whoever leaves it looks once more. If
             # there is one already, it will be taken, and what has ended by now be seen.
             if some is None and pulses.leave_note(note):
-                some = transactions.repeated_on_conflict(claim, holds_node=True)
+                some = _claimed(claim)
             if some is None:
                 break
             claimed += some
@@ -155,6 +156,11 @@ def _release(node_id: int, node_digest: str, has_stopped: bool) -> Release:
     finally:
         refused = _send_on_commit(claimed)
     return Release(tuple(claimed), bool(refused))
+
+
+def _claimed(claim: Callable[[], list[Chunk] | None]) -> list[Chunk] | None:
+    with unflushed(connections[settings.DATABASE]):
+        return transactions.repeated_on_conflict(claim, holds_node=True)
 
 
 def _send_on_commit(claimed: Sequence[Chunk]) -> list[bool]:

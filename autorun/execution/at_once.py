@@ -37,6 +37,7 @@ from autorun.state.logs import get_logger
 from autorun.state.probes import crash_point
 from autorun.state.sql import Slot, insert_both, prepared_insert, table
 from autorun.state.transactions import is_conflict, repeated_while_away
+from autorun.state.waits import unflushed
 
 logger = get_logger(__name__)
 
@@ -202,7 +203,9 @@ def _record(runner: Runner, node: Node, row: _Eligible) -> Run | None:
     key = key_kind(runner.get_model()).lookup(row.key)
     run = Run(node=node, chunk=chunk, fingerprint=row.fingerprint, **key)
     try:
-        with transaction.atomic(using=settings.DATABASE) if row.run_id else nullcontext():
+        using = settings.DATABASE
+        own = transaction.atomic(using=using) if row.run_id else nullcontext()
+        with unflushed(connections[using]), own:
             if row.run_id is not None:
                 redo = Redo(row.run_id, row.key, row.fingerprint)
                 vars(chunk).update(supersede([redo]))

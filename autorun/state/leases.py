@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from celery import current_task
-from django.db import InterfaceError, OperationalError
+from django.db import InterfaceError, OperationalError, connections
 from django.db.models import (
     BooleanField,
     Exists,
@@ -31,6 +31,7 @@ from autorun.state.clock import DatabaseNow, from_now
 from autorun.state.managers import ChunkQuerySet
 from autorun.state.sql import Slot, changed_by, prepared, prepared_update
 from autorun.state.transactions import is_conflict, repeated_while_away
+from autorun.state.waits import unflushed
 
 #: Of this process and those forked from it: two containers may have one host name and the same ids.
 FAMILY = secrets.token_hex(3)
@@ -100,9 +101,10 @@ def start(chunk: Chunk, *, read_runs: Callable[..., Any] | None = None) -> Lease
     token = new_token()
     starts = _start(chunk_id=chunk.pk, read=chunk.token, token=token, worker=worker_name())
     try:
-        if read_runs is None:
-            return Lease(chunk, token) if changed_by(starts) else None
-        runs = read_runs(after=starts, chunk_id=chunk.pk)
+        with unflushed(connections[settings.DATABASE]):
+            if read_runs is None:
+                return Lease(chunk, token) if changed_by(starts) else None
+            runs = read_runs(after=starts, chunk_id=chunk.pk)
     except (OperationalError, InterfaceError) as error:
         if is_conflict(error):
             return None  # upkeep sends its message again

@@ -1,4 +1,4 @@
-"""Waits for locks, bounded in every statement that changes autorun's tables.
+"""Waits for locks, bounded in every statement that changes autorun's tables, and for the disk.
 
 A frozen process, a lost machine, or a view that works on in its transaction may hold a lock for
 hours. The limit is part of the statement: it takes no statement of its own, and the session stays
@@ -48,7 +48,7 @@ def bounded_idleness(
             f"SESSION idle_transaction_timeout = {seconds:d}; "
         )
     if from_lock and (is_mariadb or takes_several(connection)):
-        vars(connection)[_WITH_LOCK] = limit
+        vars(connection)[_WITH_LOCK] = vars(connection).get(_WITH_LOCK, "") + limit
     elif is_mariadb or connection.vendor == "postgresql":
         with connection.cursor() as cursor:
             cursor.execute(limit)
@@ -60,6 +60,23 @@ def bounded_idleness(
             # Not through Django, which sends nothing in a transaction that will be rolled back.
             with connection.wrap_database_errors, connection.connection.cursor() as cursor:
                 cursor.execute("SET SESSION idle_transaction_timeout = @autorun_idleness")
+
+
+@contextmanager
+def unflushed(connection: BaseDatabaseWrapper) -> Iterator[None]:
+    """Have PostgreSQL commit the block's transaction without waiting for the disk.
+
+    If the server crashes within a second, it has forgotten the commit, as a replica may after a
+    failover. So this is for work that is handed out, and not for what is recorded. A transaction of
+    the caller's is left alone.
+    """
+    is_own = connection.vendor == "postgresql" and not connection.in_atomic_block
+    if is_own and takes_several(connection):
+        vars(connection)[_WITH_LOCK] = "SET LOCAL synchronous_commit = off; "
+    try:
+        yield
+    finally:
+        vars(connection).pop(_WITH_LOCK, None)
 
 
 @contextmanager
