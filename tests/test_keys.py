@@ -197,6 +197,7 @@ def test_a_row_whose_key_cannot_be_named_costs_only_itself(alias, options, caplo
         if connection.vendor == "postgresql":
             unnamed = rows.get(code__startswith="nul")
             assert not runner().has_run(unnamed)
+            assert runner().explain(unnamed).code == "unnameable"
             unnamed.delete()
     [warning] = [each for each in caplog.messages if "are skipped" in each]
     assert all(repr(key) in warning for key in hostile)
@@ -204,9 +205,9 @@ def test_a_row_whose_key_cannot_be_named_costs_only_itself(alias, options, caplo
 
 @pytest.mark.django_db
 @pytest.mark.parametrize("options", [{"INPUT_FIELDS": ("name",)}, BY_HOOK], ids=["sql", "python"])
-def test_a_row_whose_number_is_too_great_costs_only_itself(options, caplog):
+def test_a_row_whose_number_is_too_great_costs_only_itself(options, caplog, admin_client):
     """MariaDB's BIGINT UNSIGNED goes further than the other databases' greatest integer."""
-    most = (1 << 63) - 1
+    most, out = (1 << 63) - 1, StringIO()
     is_unsigned = connection.vendor == "mysql"
     runner = declare(DATA_MODEL=Meter, **options)
     with installed(runner):
@@ -221,6 +222,15 @@ def test_a_row_whose_number_is_too_great_costs_only_itself(options, caplog):
 
         assert runner().progress().succeeded == 2
         assert runner().pending().count() == 0
-        assert not (is_unsigned and runner().has_run(great))
+        if is_unsigned:
+            assert not runner().has_run(great)
+            assert runner().explain(great).code == "unnameable"
+            call_command("autorun", "explain", runner().label, str(great.pk), stdout=out)
+            pages = [f"/admin/autorun/node/{runner().label}/why/?row={great.pk}"]
+            pages.append(f"/autorun/api/runners/{runner().label}/rows/{great.pk}/")
+            texts = [out.getvalue(), *(admin_client.get(page).text for page in pages)]
+            assert ["its key cannot be stored or read" in each for each in texts] == [True] * 3
+            great.delete()
+            assert runner().explain(Meter(number=most + 1)).code == "unsaved"
     warnings = [each for each in caplog.messages if "are skipped" in each]
     assert [str(most + 1) in each for each in warnings] == [True] * is_unsigned

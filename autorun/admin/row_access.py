@@ -254,8 +254,8 @@ class Reach:
 def find_row(request: HttpRequest, site: AdminSite, runner: Runner, key: str) -> Any:
     """The runner's row of that key, which may be any text; None if the user may not see it."""
     model = runner.get_model()
-    primary_key = key_kind(model).read(key)
     database = database_of(runner)
+    primary_key = key_kind(model).read(key, using=database)
     if primary_key is None or not visible(request, site, model, [primary_key], database):
         return None
     return model._base_manager.using(database).filter(pk=primary_key).first()

@@ -64,8 +64,9 @@ class Explanation:
     `is_pending` agrees with `runner.pending()`. Pending rows: "never_ran", "changed" (since the
     last run), "unprepared" (preparing the input raises). In progress: "waiting", "queued",
     "running", "retrying", "postponed" (by a RetryLater), "parked", "paused". Finished: "succeeded",
-    "failed", "not_applicable", "ignored". Not processed: "unsaved", "deleted", "not_in_base_query",
-    "filtered_out", "dependency". `run` is the row's current run, if there is one.
+    "failed", "not_applicable", "ignored". Not processed: "unsaved", "deleted", "unnameable",
+    "not_in_base_query", "filtered_out", "dependency". `run` is the row's current run, if it has
+    one.
     """
 
     is_pending: bool
@@ -111,9 +112,12 @@ def _explained(runner: Runner, instance: Any, run: Any) -> Explanation:
     if key is None:
         sentences = {
             "unsaved": _("The row has not been saved."),
+            "unnameable": _("The row is skipped because its key cannot be stored or read."),
             "deleted": _("The row has been deleted."),
         }
         code = "unsaved" if instance._state.adding else "deleted"
+        if model._base_manager.using(database_of(runner)).filter(pk=instance.pk).exists():
+            code = "unnameable"
         return Explanation(False, code, sentences[code])
     run = run or with_context(_runs(runner, key).current()).first()
     if run is None or run.status != Run.Status.PENDING:

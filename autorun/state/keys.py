@@ -146,10 +146,17 @@ class KeyKind:
             raise ValueError(f"{key!r:.60} is not a whole number from {LEAST:,} to {MOST:,}.")
         return pk
 
-    def read(self, text: str) -> Any:
-        """The primary key that an untrusted text stands for; None if no row can have it."""
+    def read(self, text: str, *, using: str | None = None) -> Any:
+        """The primary key that an untrusted text stands for; None if no row can have it.
+
+        With `using`, it may be one that this database can store, and autorun cannot.
+        """
         if self.is_integer:
-            return read_number(text, least=LEAST)
+            most: int = MOST
+            if using is not None and not self.is_bigint:
+                kind = self.field.get_internal_type()
+                most = connections[using].ops.integer_field_range(kind)[1]
+            return read_number(text, least=LEAST, most=most)
         try:
             pk = self.to_pk(text)
         except NOT_A_KEY:

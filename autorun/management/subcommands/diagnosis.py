@@ -10,7 +10,7 @@ from django.core.management.base import CommandError
 from django.utils import timezone
 
 from autorun.declare import registry
-from autorun.declare.hooks import every_row
+from autorun.declare.hooks import database_of
 from autorun.declare.nodes import node_of
 from autorun.management.subcommands import parsing
 from autorun.management.subcommands.parsing import CONDITION_NOT_MET
@@ -77,8 +77,9 @@ class Explain(_WithLog):
     def handle(self, **options: Any) -> None:
         runner = registry.get(options["runner"])
         model = runner.get_model()
-        pk = primary_key(runner, options["pk"])
-        instance = every_row(runner).filter(pk=pk).first()
+        using = database_of(runner)
+        pk = primary_key(runner, options["pk"], using=using)
+        instance = model._base_manager.using(using).filter(pk=pk).first()
         found = explain_missing(runner, pk) if instance is None else explain(runner, instance)
         if found is None:
             raise CommandError(f"There is no {model._meta.label} with the key {options['pk']!r}.")

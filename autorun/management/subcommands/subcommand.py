@@ -87,11 +87,14 @@ def condition_not_met(message: str) -> CommandError:
     return CommandError(message, returncode=CONDITION_NOT_MET)
 
 
-def primary_key(runner: Runner, text: str) -> Any:
-    """`text` as a primary key of the runner's model. Raises CommandError if it cannot be one."""
+def primary_key(runner: Runner, text: str, *, using: str | None = None) -> Any:
+    """`text` as a primary key of the runner's model. Raises CommandError if it cannot be one.
+
+    With `using`, it may be one that only that database can store.
+    """
     model = runner.get_model()
     kind = key_kind(model)
-    pk = kind.read(text)
+    pk = kind.read(text, using=using)
     if pk is None:
         raise CommandError(
             f"{text!r} is not a primary key of {model._meta.label}, which has "
