@@ -15,7 +15,7 @@ class AutorunConfig(AppConfig):
         from autorun import broker, tasks
         from autorun.declare import nodes, registry
         from autorun.observe import checks
-        from autorun.state import documents, sockets, user_code, waits
+        from autorun.state import documents, user_code, waits
         from autorun.triggers import delivery, migrating, on_save, on_schedule
         from autorun.upkeep import workers
 
@@ -30,6 +30,5 @@ class AutorunConfig(AppConfig):
         on_schedule.connect()
         migrating.connect()
         workers.connect(tasks.make_round)
-        sockets.connect()
         for signal in (post_migrate, connection_created):
             signal.connect(nodes.forget_nodes, dispatch_uid="autorun.declare.nodes")

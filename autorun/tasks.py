@@ -14,9 +14,9 @@ from django.db import DatabaseError, InterfaceError, OperationalError
 
 from autorun.declare import registry
 from autorun.declare.interruption import soft_limit_ignored
-from autorun.declare.related import RELATED
+from autorun.declare.sets import RELATED
 from autorun.planning import batches
-from autorun.planning.dependents import plan_related
+from autorun.planning.named import plan_related
 from autorun.planning.on_demand import backfill_now, go_on, sweep_now
 from autorun.planning.retiring import retire
 from autorun.planning.rows import primary_keys

@@ -791,7 +791,7 @@ def test_doctor_hides_a_password_only_where_there_is_one(url, shown):
 def test_doctor_counts_one(documents, runner):
     from autorun.models import Pulse
     from autorun.observe.doctor.backlog import examine_held_up
-    from autorun.observe.doctor.schedules import examine_upkeep
+    from autorun.observe.doctor.messaging import examine_upkeep
 
     Document.objects.exclude(pk=documents[0].pk).delete()
     runner.run()

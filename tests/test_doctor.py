@@ -24,7 +24,6 @@ from autorun.observe.doctor import (
     database,
     examine,
     messaging,
-    schedules,
     system_checks,
 )
 from autorun.triggers import on_schedule
@@ -314,19 +313,19 @@ def test_a_clock_that_is_wrong(monkeypatch):
 
 
 def test_schedules_that_are_not_synced():
-    assert "autorun sync" in only(schedules.examine_schedules(), "warning").hint
+    assert "autorun sync" in only(messaging.examine_schedules(), "warning").hint
     on_schedule.sync()
-    only(schedules.examine_schedules(), "ok")
+    only(messaging.examine_schedules(), "ok")
 
 
 def test_beat():
-    assert "celery -A settings beat" in only(schedules.examine_beat(), "warning").hint
+    assert "celery -A settings beat" in only(messaging.examine_beat(), "warning").hint
     on_schedule.sync()
     entries = PeriodicTask.objects.filter(task=on_schedule.SWEEP)
     entries.update(last_run_at=timezone.now() - dt.timedelta(seconds=20))
-    only(schedules.examine_beat(), "ok")
+    only(messaging.examine_beat(), "ok")
     entries.update(last_run_at=timezone.now() - LONG_AGO)
-    assert "2 d" in only(schedules.examine_beat(), "error").message
+    assert "2 d" in only(messaging.examine_beat(), "error").message
 
 
 def test_a_beat_whose_next_sweep_is_not_due_yet_may_be_silent():
@@ -336,15 +335,15 @@ def test_a_beat_whose_next_sweep_is_not_due_yet_may_be_silent():
         last_run_at=timezone.now() - LONG_AGO, interval=monthly, crontab=None
     )
 
-    only(schedules.examine_beat(), "ok")
+    only(messaging.examine_beat(), "ok")
 
 
 def test_upkeep():
-    assert "It never ran" in only(schedules.examine_upkeep(), "error").message
+    assert "It never ran" in only(messaging.examine_upkeep(), "error").message
     pulse = Pulse.objects.create(name="upkeep", beat_at=timezone.now())
-    only(schedules.examine_upkeep(), "ok")
+    only(messaging.examine_upkeep(), "ok")
     Pulse.objects.filter(pk=pulse.pk).update(beat_at=timezone.now() - LONG_AGO)
-    only(schedules.examine_upkeep(), "error")
+    only(messaging.examine_upkeep(), "error")
 
 
 def test_leases():

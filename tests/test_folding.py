@@ -25,7 +25,7 @@ from autorun.runner import QuerySetRunner
 from autorun.state import counts
 from autorun.state.clock import new_chunk_id
 from autorun.state.counts import Progress, progress
-from autorun.upkeep import folding, gathering
+from autorun.upkeep import folding
 from autorun.upkeep.folding import fold, fold_everywhere
 from tests.engine import declare, installed, work_off
 from tests.library.models import Document
@@ -235,7 +235,7 @@ class TestFailuresAreGathered:
 
     @pytest.fixture(autouse=True)
     def runner(self, set_constants: Callable[..., None]) -> Iterator[QuerySetRunner]:
-        set_constants(gathering, FEW=1)
+        set_constants(folding, MOST_CHUNKS=1)
         make(18)
         with installed(runner_class := declare(fail_on_odd, BATCH_SIZE=1, MAX_ATTEMPTS=1)):
             runner_class().run()
@@ -247,18 +247,18 @@ class TestFailuresAreGathered:
         [batch] = Batch.objects.all()
         before = runner.progress(), batches.counts(batch)
 
-        assert gathering.gather_failures() == 8
+        assert folding.gather_failures() == 8
         assert (runner.progress(), batches.counts(batch)) == before
         assert fold_everywhere() == 17
         assert (runner.progress(), batches.counts(batch)) == before
 
         [left] = Chunk.objects.unfolded()
         assert (left.size, left.failed) == (9, 9)
-        assert gathering.gather_failures() == 0
+        assert folding.gather_failures() == 0
         assert Chunk.objects.count() == 10
 
     def test_they_are_ignored_retried_and_listed_as_before(self, runner: QuerySetRunner) -> None:
-        gathering.gather_failures()
+        folding.gather_failures()
         fold_everywhere()
         chosen = RunFilter(runner=runner.label, state="failed")
         runs = [run for page in chosen.each() for run in page]
@@ -273,9 +273,9 @@ class TestFailuresAreGathered:
     def test_a_chunk_takes_no_more_than_a_page_can_show(
         self, runner: QuerySetRunner, set_constants: Callable[..., None]
     ) -> None:
-        set_constants(gathering, MOST_FAILURES=4)
+        set_constants(folding, MOST_FAILURES=4)
 
-        gathering.gather_failures()
+        folding.gather_failures()
 
         assert left_with_failures() == [1, 4, 4]
         for chunk in Chunk.objects.filter(failed__gt=0):
@@ -286,18 +286,18 @@ class TestFailuresAreGathered:
         Chunk.objects.filter(pk__in=[chunk.pk for chunk in failed[:3]]).update(batch=None)
         Chunk.objects.filter(pk=failed[8].pk).update(finished_at=timezone.now())
 
-        assert gathering.gather_failures() == 2 + 4
+        assert folding.gather_failures() == 2 + 4
         assert left_with_failures() == [1, 3, 5]
 
     def test_few_chunks_with_failures_are_left_alone(
         self, runner: QuerySetRunner, set_constants: Callable[..., None]
     ) -> None:
-        set_constants(gathering, FEW=9)
+        set_constants(folding, MOST_CHUNKS=9)
 
-        assert gathering.gather_failures() == 0
+        assert folding.gather_failures() == 0
 
     def test_a_run_that_is_superseded_later_is_counted_once(self, runner: QuerySetRunner) -> None:
-        gathering.gather_failures()
+        folding.gather_failures()
         Document.objects.filter(title="1").update(title="2")
         runner.run()
         work_off()

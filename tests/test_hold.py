@@ -12,8 +12,7 @@ from autorun.models import Batch, Node, Run
 from autorun.observe.doctor.backlog import examine_paused
 from autorun.observe.explanation import explain
 from autorun.planning.batches import take_over
-from autorun.planning.dependents import plan_related
-from autorun.planning.named import plan_keys
+from autorun.planning.named import plan_keys, plan_related
 from autorun.planning.on_demand import backfill_now, go_on, sweep_now
 from autorun.planning.scope import Scope
 from tests.browser.scenes import add_user

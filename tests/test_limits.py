@@ -34,7 +34,7 @@ from autorun.execution.execute import execute
 from autorun.limits import Limit
 from autorun.models import Chunk, Node, Pulse, Run
 from autorun.observe.doctor import backlog
-from autorun.observe.limits_in_use import limits_in_use
+from autorun.observe.held_up import limits_in_use
 from autorun.runner import QuerySetRunner
 from autorun.state import pulses
 from tests.crashes import armed

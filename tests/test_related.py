@@ -8,7 +8,7 @@ from django.test.utils import CaptureQueriesContext
 from autorun import testing
 from autorun.declare import registry
 from autorun.models import Batch, Chunk, Run, SpilledTrigger
-from autorun.planning import dependents
+from autorun.planning import named
 from autorun.planning.batches import take_over
 from autorun.planning.on_demand import go_on
 from autorun.state.clock import from_now
@@ -262,7 +262,7 @@ def test_a_runner_without_on_save_leaves_related_rows_to_its_sweep(sent):
 
 
 def test_a_related_row_of_many_rows_becomes_a_batch(sent, set_constants):
-    set_constants(dependents, MOST_ROWS=3)
+    set_constants(named, MOST_ROWS=3)
     with installed(images()):
         image = an_image()
         for _ in range(3):
@@ -282,7 +282,7 @@ def test_a_related_row_of_many_rows_becomes_a_batch(sent, set_constants):
 
 
 def test_another_process_continues_such_a_batch(set_constants, sent):
-    set_constants(dependents, MOST_ROWS=1)
+    set_constants(named, MOST_ROWS=1)
     with installed(images()):
         image = an_image()
         Image.objects.create(visit=image.visit, path="b")
@@ -340,9 +340,7 @@ def test_the_rows_are_found_by_one_query(sent):
     with installed(images()), CaptureQueriesContext(connection) as queries:
         plan("related:library.Image:visit__patient__pk", [image.visit.patient.pk])
 
-    found = [
-        query["sql"] for query in queries if f"LIMIT {dependents.MOST_ROWS + 1}" in query["sql"]
-    ]
+    found = [query["sql"] for query in queries if f"LIMIT {named.MOST_ROWS + 1}" in query["sql"]]
     assert len(found) == 1
 
 

@@ -11,7 +11,7 @@ from autorun import testing
 from autorun.declare import page_time
 from autorun.models import Batch, Chunk, Run, SpilledTrigger
 from autorun.observe.run_states import stale_among
-from autorun.planning import dependents
+from autorun.planning import named
 from autorun.planning.counting import count_rows
 from autorun.planning.rows import load
 from autorun.runner import Each, Members
@@ -369,7 +369,7 @@ def test_many_successes_in_a_chunk_plan_the_row_once(visit):
             work_off()
 
         assert Run.objects.filter(node=second().get_node()).count() == 1
-    lookups = f"LIMIT {dependents.MOST_ROWS + 1}"
+    lookups = f"LIMIT {named.MOST_ROWS + 1}"
     chunks = Chunk.objects.filter(node=first().get_node()).count()
     assert len([each for each in queries if lookups in each["sql"]]) == chunks < 10
 
@@ -417,8 +417,8 @@ def test_successes_of_a_lost_worker_are_passed_on(visit):
     add(visit, "a")
     first, second = both()
     with installed(first, second):
-        dependents.leave_dependents(first(), [second()], [])
-        dependents.leave_dependents(first(), [second()], [Image.objects.get().pk])
+        named.leave_dependents(first(), [second()], [])
+        named.leave_dependents(first(), [second()], [Image.objects.get().pk])
         first().run()
         name = "related:library.Patient:visits__images__pk"
         assert {each.model_label for each in SpilledTrigger.objects.all()} == {name}
@@ -429,7 +429,7 @@ def test_successes_of_a_lost_worker_are_passed_on(visit):
 
 
 def test_a_member_in_very_many_sets_becomes_a_batch(sent, set_constants):
-    set_constants(dependents, MOST_ROWS=2)
+    set_constants(named, MOST_ROWS=2)
     tag = Tag.objects.create(name="t")
     for number in range(4):
         Document.objects.create(title=str(number)).tags.add(tag)

@@ -15,7 +15,7 @@ from autorun.admin.pages import PageAdmin, Permission, action, is_fetched, page
 from autorun.admin.row_access import sees_texts
 from autorun.models import Node
 from autorun.observe.at_work import workers_at_work
-from autorun.observe.limits_in_use import limits_in_use
+from autorun.observe.held_up import limits_in_use
 from autorun.state import draining
 from autorun.state.parameters import read_text
 from autorun.state.words import number

@@ -15,7 +15,7 @@ from autorun.declare.hooks import every_row
 from autorun.declare.nodes import node_id_of
 from autorun.declare.page_time import spent
 from autorun.declare.registry import dependencies_of
-from autorun.declare.related import PK
+from autorun.declare.sets import PK
 from autorun.exceptions import AutorunError, bare_message
 from autorun.models import UNPREPARED, Failure, Run
 from autorun.observe.explanation import WORKER_LOST, Explanation, Quotes, explain

@@ -27,7 +27,7 @@ from autorun.declare.base import Runner
 from autorun.declare.nodes import digest_of
 from autorun.exceptions import AutorunError
 from autorun.models import Batch, Chunk, Node, SpilledTrigger, Written
-from autorun.observe.limits_in_use import limits_in_use
+from autorun.observe.held_up import limits_in_use
 from autorun.planning.counting import count_rows
 from autorun.planning.pending import stale
 from autorun.state.counts import progress_by_node

@@ -20,8 +20,7 @@ from autorun import analysis as analyses
 from autorun.conf import settings
 from autorun.declare import console
 from autorun.declare.inputs import Input, input_of
-from autorun.declare.related import Related, along
-from autorun.declare.sets import Each, Members, MembersInput
+from autorun.declare.sets import Each, Members, MembersInput, Related, along
 from autorun.declare.trials import Candidate, Failures
 from autorun.exceptions import ImproperRunner
 

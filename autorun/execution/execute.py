@@ -25,8 +25,7 @@ from autorun.execution.results import Result, Tally, record
 from autorun.execution.work import Work
 from autorun.models import Chunk, Node, Run
 from autorun.planning import batches
-from autorun.planning.dependents import plan_dependents
-from autorun.planning.named import plan_or_write_down
+from autorun.planning.named import plan_dependents, plan_or_write_down
 from autorun.planning.retiring import retire_missing
 from autorun.state import draining, probes
 from autorun.state.exception_text import one_line

@@ -19,12 +19,11 @@ from autorun.declare.console import SILENT
 from autorun.declare.hooks import database_of, every_row, is_scheduled
 from autorun.declare.nodes import node_id_of, nodes_over
 from autorun.declare.registry import dependencies_of, sets_before
-from autorun.declare.related import PK
+from autorun.declare.sets import PK
 from autorun.dispatch.messages import queue_name, queue_of
 from autorun.exceptions import RunTimeout, WorkerLost
 from autorun.models import Batch, Chunk, Failure, Node, Run, Written
-from autorun.observe.held_up import held_up
-from autorun.observe.limits_in_use import limits_in_use
+from autorun.observe.held_up import held_up, limits_in_use
 from autorun.observe.new_versions import held
 from autorun.planning.rows import Row, current_successes, load, members_of
 from autorun.state.keys import Key, concrete, key_kind

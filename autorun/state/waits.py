@@ -6,8 +6,9 @@ as the project has set it. SQLite has its own limit, the connection's `timeout`.
 """
 
 import re
+import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -28,8 +29,26 @@ _COMPOUND = "BEGIN NOT ATOMIC "
 _TAKES_LOCKS = re.compile(r"\s*(INSERT|UPDATE|DELETE|(WITH|SELECT)\b.*\bUPDATE)\b", re.DOTALL)
 
 
+#: Seconds after which a silent server is asked, then between two questions, then until it is lost.
+_SECONDS = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
+_LOST_AFTER = {"TCP_USER_TIMEOUT": 25_000}  # milliseconds
+
+
 def connect() -> None:
     connection_created.connect(bound_statements, dispatch_uid="autorun.state.waits")
+    connection_created.connect(_limit_socket, dispatch_uid="autorun.state.waits.sockets")
+
+
+def _limit_socket(connection: Any, **_: Any) -> None:
+    """Notice that a server's machine has vanished, with a driver that has no options for it."""
+    # PyMySQL would wait for an answer as long as the kernel does: a quarter of an hour, or forever.
+    opened = getattr(connection.connection, "_sock", None)
+    if opened is None or opened.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    opened.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (_SECONDS | _LOST_AFTER).items():
+        with suppress(AttributeError, OSError):  # some systems lack some of them
+            opened.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from autorun.conf import settings
 from autorun.declare import registry
 from autorun.declare.base import Runner
 from autorun.declare.hooks import call, timeout_of
-from autorun.declare.related import RELATED, Related, label_of_related
+from autorun.declare.sets import RELATED, Related, label_of_related
 from autorun.dispatch import publishing
 from autorun.exceptions import AutorunError
 from autorun.models import SpilledTrigger

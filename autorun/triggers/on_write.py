@@ -23,7 +23,7 @@ from autorun.declare import registry
 from autorun.declare.base import Runner
 from autorun.declare.hooks import call
 from autorun.declare.nodes import node_id_of
-from autorun.declare.related import PK
+from autorun.declare.sets import PK
 from autorun.exceptions import AutorunError
 from autorun.models import Node
 from autorun.planning.candidates import candidates_in

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from django.apps import apps
 from django.db.models import Field, Model
 
-from autorun.declare.related import PK, Related
+from autorun.declare.sets import PK, Related
 from autorun.state.keys import concrete
 from autorun.triggers import delivery
 

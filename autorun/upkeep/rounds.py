@@ -23,10 +23,9 @@ from autorun.state.probes import crash_point
 from autorun.state.pulses import end_lease, give_back_turn, take_lease, take_turn
 from autorun.state.transactions import sum_of_each
 from autorun.triggers import on_schedule
-from autorun.upkeep import orphans, pruning
+from autorun.upkeep import pruning, rescue
 from autorun.upkeep.announcing import hand_over_batches
-from autorun.upkeep.folding import fold_everywhere
-from autorun.upkeep.gathering import gather_failures
+from autorun.upkeep.folding import fold_everywhere, gather_failures
 from autorun.upkeep.rescue import rescue_expired
 from autorun.upkeep.spilled import hand_out_spilled
 from autorun.upkeep.writes import drop_unknown, hand_out_written
@@ -85,7 +84,7 @@ def upkeep(*, in_any_case: bool = False, notify: Callable[[], int] | None = None
 def _steps(notify: Callable[[], int] | None) -> dict[str, Callable[[], int]]:
     return {
         "rescued": partial(rescue_expired, at_most=MOST_PER_STEP),
-        "reopened": _now_and_then("reopen", REOPEN_EVERY, orphans.reopen_some),
+        "reopened": _now_and_then("reopen", REOPEN_EVERY, rescue.reopen_some),
         "unparked": unpark,
         "released": release_everywhere,
         "sent_again": send_again,

@@ -20,12 +20,11 @@ from autorun.conf import settings
 from autorun.declare import registry
 from autorun.declare.base import Runner
 from autorun.declare.interruption import Interrupted, Interruptible, Termination
-from autorun.declare.related import RELATED
+from autorun.declare.sets import RELATED
 from autorun.dispatch.publishing import Message, publish, urgent_priority
 from autorun.exceptions import BrokerUnavailable
 from autorun.models import Chunk, SpilledTrigger
-from autorun.planning.dependents import plan_related
-from autorun.planning.named import fail_lethal, hold_up, plan_for_all, plan_keys
+from autorun.planning.named import fail_lethal, hold_up, plan_for_all, plan_keys, plan_related
 from autorun.planning.retiring import retire, retire_noted
 from autorun.planning.windows import MOST_DEATHS
 from autorun.state.clock import DatabaseNow, from_now

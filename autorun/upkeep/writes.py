@@ -18,7 +18,7 @@ from django.db.models import Count, F, Max, Min, Q, QuerySet, TextField
 from autorun.conf import settings
 from autorun.declare.inputs import input_of
 from autorun.declare.nodes import node_of
-from autorun.declare.related import PK
+from autorun.declare.sets import PK
 from autorun.exceptions import AutorunError
 from autorun.models import Batch, BatchRow, SpilledTrigger, Written
 from autorun.planning import batches, written

@@ -11,7 +11,7 @@ from django_celery_beat.tzcrontab import TzAwareCrontab
 
 from autorun import tasks
 from autorun.models import Batch, Chunk, Failure, Pulse, Run
-from autorun.observe.doctor import schedules
+from autorun.observe.doctor import messaging
 from autorun.state.clock import from_now
 from autorun.state.pulses import take_lease, take_turn
 from autorun.triggers import delivery, on_schedule
@@ -166,7 +166,7 @@ def test_a_schedule_that_lies_in_the_future_is_named_by_doctor_and_corrected_by_
     PeriodicTask.objects.update(last_run_at=soon)
     PeriodicTasks.objects.all().delete()
 
-    (found,) = schedules.examine_beat()
+    (found,) = messaging.examine_beat()
     assert found.level == "warning"
     assert "was last sent in the future" in found.message
 
@@ -176,7 +176,7 @@ def test_a_schedule_that_lies_in_the_future_is_named_by_doctor_and_corrected_by_
     assert not entries.filter(last_run_at__gt=timezone.now() + dt.timedelta(minutes=1)).exists()
     assert PeriodicTask.objects.get(task="theirs").last_run_at == soon
     assert PeriodicTasks.last_change() is not None
-    assert [each.level for each in schedules.examine_beat()] == ["ok"]
+    assert [each.level for each in messaging.examine_beat()] == ["ok"]
 
 
 @pytest.mark.faults(57)

@@ -21,7 +21,7 @@ from autorun.runner import QuerySetRunner
 from autorun.state import clock
 from autorun.state.clock import from_now
 from autorun.state.leases import queued, start
-from autorun.upkeep import folding, orphans
+from autorun.upkeep import folding, rescue
 from tests.crashes import armed, listening
 from tests.engine import declare, installed, work_off
 from tests.faultlab import steps
@@ -280,8 +280,8 @@ def test_runs_that_are_pending_in_an_ended_chunk_are_named_by_doctor_and_execute
         assert finding.level == "error"
         assert finding.message.startswith("2 runs are pending")
 
-        assert orphans.reopen_some() == 2
-        assert orphans.reopen_some() == 0
+        assert rescue.reopen_some() == 2
+        assert rescue.reopen_some() == 0
         work_off()
 
         assert_all_done(runner, 5)
@@ -332,7 +332,7 @@ def test_orphans_of_a_cancelled_batch_are_cancelled():
 @pytest.mark.faults(53)
 @pytest.mark.django_db(transaction=True)
 def test_orphans_are_looked_for_a_part_at_a_time_and_all_over_again(set_constants, monkeypatch):
-    set_constants(orphans, PART=4)
+    set_constants(rescue, PART=4)
     # Ids after those of a test whose clock is ahead would all be of one millisecond.
     monkeypatch.setattr(clock._last, "chunk_id", 0, raising=False)
     runner = declare(BATCH_SIZE=2)
@@ -344,7 +344,7 @@ def test_orphans_are_looked_for_a_part_at_a_time_and_all_over_again(set_constant
         last = Run.objects.latest("pk")
         Run.objects.filter(pk=last.pk).update(status=Run.Status.PENDING)
 
-        looks = [orphans.reopen_some() for _ in range(10)]
+        looks = [rescue.reopen_some() for _ in range(10)]
 
     assert sum(looks) == 1
     assert looks[0] == 0

@@ -17,9 +17,8 @@ from autorun.management.subcommands import parsing
 from autorun.management.subcommands.subcommand import Subcommand
 from autorun.models import Run
 from autorun.observe.comparison import Comparison, OutputChange, compare
-from autorun.observe.formats import TEXTS, as_text, write_parquet
+from autorun.observe.formats import TEXTS, as_text, write_crate, write_parquet
 from autorun.observe.listing import RunFilter
-from autorun.observe.provenance import write_crate
 from autorun.observe.records import Records
 from autorun.observe.run_states import describe_run
 from autorun.planning.scope import Scope

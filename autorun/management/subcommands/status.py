@@ -20,8 +20,7 @@ from autorun.management.subcommands.subcommand import Subcommand, chosen_runners
 from autorun.management.subcommands.terminal import SIGNS, Terminal
 from autorun.models import Node
 from autorun.observe.glance import Standing, at_a_glance, standings_of, take_tally
-from autorun.observe.held_up import HeldUp, held_up
-from autorun.observe.limits_in_use import limits_in_use
+from autorun.observe.held_up import HeldUp, held_up, limits_in_use
 from autorun.observe.new_versions import about_version, edits, is_new, used_before
 from autorun.planning.pending import pending, stale
 from autorun.planning.rows import unnameable

@@ -10,8 +10,7 @@ from django.db.models import CompositePrimaryKey, Model, Q
 
 from autorun.conf import DEFAULTS, settings
 from autorun.declare.base import BY_SETTING, Runner
-from autorun.declare.related import relation_at
-from autorun.declare.sets import Each, Members, rows_in
+from autorun.declare.sets import Each, Members, relation_at, rows_in
 from autorun.observe.checks.declarations import model_of
 from autorun.observe.checks.expectations import OPTION_VALUES, SETTINGS, advice, is_number
 from autorun.observe.checks.problems import error, place, shown

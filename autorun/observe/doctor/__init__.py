@@ -6,7 +6,7 @@ import time
 from django.utils.translation import get_language
 from django.utils.translation import gettext as _
 
-from autorun.observe.doctor import backlog, database, messaging, schedules, system_checks
+from autorun.observe.doctor import backlog, database, messaging, system_checks
 from autorun.observe.doctor.finding import Finding, error
 from autorun.state.words import duration
 
@@ -31,9 +31,9 @@ FIRST = (
 )
 THEN = (
     database.examine_clock,
-    schedules.examine_schedules,
-    schedules.examine_beat,
-    schedules.examine_upkeep,
+    messaging.examine_schedules,
+    messaging.examine_beat,
+    messaging.examine_upkeep,
     backlog.examine_leases,
     backlog.examine_orphans,
     backlog.examine_queued,

@@ -15,15 +15,14 @@ from autorun.dispatch.messages import queue_name
 from autorun.exceptions import AutorunError
 from autorun.models import Batch, Chunk, Node, Run, SpilledTrigger, Written
 from autorun.observe.doctor.finding import Finding, error, examination, ok, warning
-from autorun.observe.held_up import HeldUp, held_up
-from autorun.observe.limits_in_use import limits_in_use
+from autorun.observe.held_up import HeldUp, held_up, limits_in_use
 from autorun.observe.new_versions import held
 from autorun.planning.rows import unnameable
 from autorun.state.clock import from_now
 from autorun.state.origins import name_of_batch
 from autorun.state.words import because, duration, moment, number
 from autorun.triggers import on_write
-from autorun.upkeep.orphans import orphans
+from autorun.upkeep.rescue import orphans
 from autorun.upkeep.spilled import planned_here
 
 #: Seconds after which upkeep should have planned a saved row.
