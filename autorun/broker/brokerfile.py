@@ -230,10 +230,7 @@ class BrokerFile(SharedFile):
     @with_reserve
     def purge(self, queue: str) -> int:
         """Delete the messages that wait in the queue; return their number."""
-        with self.writing() as handle:
-            return handle.execute(
-                "DELETE FROM message WHERE queue = ? AND owner IS NULL", (queue,)
-            ).rowcount
+        return self.write("DELETE FROM message WHERE queue = ? AND owner IS NULL", queue).rowcount
 
     # Queues and bindings
 
@@ -245,8 +242,7 @@ class BrokerFile(SharedFile):
         if idle_limit is not None:
             idle_limit = max(idle_limit, self.lease_seconds)
         expires_at = time.time() + idle_limit if idle and idle_limit is not None else None
-        with self.writing() as handle:
-            handle.execute(DECLARE, (queue, message_ttl, idle_limit, expires_at))
+        self.write(DECLARE, queue, message_ttl, idle_limit, expires_at)
 
     def is_declared(self, queue: str) -> bool:
         return bool(self.rows("SELECT 1 FROM queue WHERE name = ?", (queue,)))
@@ -259,19 +255,13 @@ class BrokerFile(SharedFile):
 
     @with_reserve
     def bind(self, exchange: str, routing_key: str, pattern: str, queue: str) -> None:
-        with self.writing() as handle:
-            handle.execute(
-                "INSERT OR REPLACE INTO binding VALUES (?, ?, ?, ?)",
-                (exchange, routing_key, pattern, queue),
-            )
+        insert = "INSERT OR REPLACE INTO binding VALUES (?, ?, ?, ?)"
+        self.write(insert, exchange, routing_key, pattern, queue)
 
     @with_reserve
     def unbind(self, exchange: str, routing_key: str, queue: str) -> None:
-        with self.writing() as handle:
-            handle.execute(
-                "DELETE FROM binding WHERE exchange = ? AND routing_key = ? AND queue = ?",
-                (exchange, routing_key, queue),
-            )
+        delete = "DELETE FROM binding WHERE exchange = ? AND routing_key = ? AND queue = ?"
+        self.write(delete, exchange, routing_key, queue)
 
     def bindings(self, exchange: str) -> list[tuple[str, str, str]]:
         """List routing key, pattern and queue of the exchange's bindings."""

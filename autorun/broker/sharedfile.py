@@ -54,6 +54,11 @@ class SharedFile:
         with self._lock:
             return self._connected().execute(query, parameters).fetchall()
 
+    def write(self, statement: str, *parameters: Any) -> sqlite3.Cursor:
+        """Execute one statement in a transaction."""
+        with self.writing() as handle:
+            return handle.execute(statement, parameters)
+
     @contextlib.contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
         """A transaction that takes the write lock at its start."""

@@ -102,13 +102,8 @@ def wanted() -> list[Definition]:
 
 
 def existing() -> list[Existing]:
-    connection = connections[settings.DATABASE]
-    with connection.cursor() as cursor:
-        cursor.execute(_EXISTING[connection.vendor])
-        return [
-            Existing(name, table, bool(is_on), *rest)
-            for name, table, is_on, *rest in cursor.fetchall()
-        ]
+    found = _asked(_EXISTING[connections[settings.DATABASE].vendor])
+    return [Existing(name, table, bool(is_on), *rest) for name, table, is_on, *rest in found]
 
 
 def statuses() -> list[Status]:
@@ -175,12 +170,8 @@ def remove(some: Sequence[Existing] | None = None) -> list[str]:
 
 def is_forbidden() -> bool:
     """Whether the database's binary log forbids this user to create and to drop triggers."""
-    connection = connections[settings.DATABASE]
-    if connection.vendor != "mysql":
-        return False
-    with connection.cursor() as cursor:
-        cursor.execute(FORBIDS_TRIGGERS)
-        return bool(cursor.fetchone()[0])
+    is_mysql = connections[settings.DATABASE].vendor == "mysql"
+    return is_mysql and bool(_asked(FORBIDS_TRIGGERS)[0][0])
 
 
 def drop_statement(trigger: Existing) -> str:
@@ -189,18 +180,23 @@ def drop_statement(trigger: Existing) -> str:
     return f"DROP TRIGGER IF EXISTS {connection.ops.quote_name(trigger.name)}{of_table}"
 
 
+def _asked(sql: str, *params: Any) -> list[tuple[Any, ...]]:
+    """The rows that autorun's database answers with."""
+    with connections[settings.DATABASE].cursor() as cursor:
+        cursor.execute(sql, params or None)
+        return list(cursor.fetchall())
+
+
 def _names(definitions: Sequence[Definition]) -> set[str]:
     return {name for each in definitions for name in each.names}
 
 
 def grant_statement(sql_table: str) -> str:
     """The statement by which the owner of a table allows this user to create its triggers."""
-    connection = connections[settings.DATABASE]
-    if connection.vendor not in _USER:
-        return ""
-    with connection.cursor() as cursor:
-        cursor.execute(_USER[connection.vendor])
-        return f"GRANT TRIGGER ON {sql_table} TO {cursor.fetchone()[0]}"
+    vendor = connections[settings.DATABASE].vendor
+    return (
+        f"GRANT TRIGGER ON {sql_table} TO {_asked(_USER[vendor])[0][0]}" if vendor in _USER else ""
+    )
 
 
 def grants_needed() -> list[str]:
@@ -208,13 +204,12 @@ def grants_needed() -> list[str]:
     if connections[settings.DATABASE].vendor != "postgresql":
         return []
     tables = dict.fromkeys(each.sql_table for each in wanted())
-    with connections[settings.DATABASE].cursor() as cursor:
-        cursor.execute(
-            "SELECT t FROM unnest(%s::text[]) AS t "
-            "WHERE NOT has_table_privilege(to_regclass(t), 'TRIGGER')",
-            [[*tables]],
-        )
-        return [grant_statement(table) for (table,) in cursor.fetchall()]
+    without = _asked(
+        "SELECT t FROM unnest(%s::text[]) AS t "
+        "WHERE NOT has_table_privilege(to_regclass(t), 'TRIGGER')",
+        [*tables],
+    )
+    return [grant_statement(table) for (table,) in without]
 
 
 def ask_owner(statement: str) -> str:
@@ -230,13 +225,10 @@ def _lacking(definitions: Sequence[Definition]) -> list[str]:
     tables = {each.sql_table: each.table.name for each in definitions}
     if not tables:
         return []
-    with connection.cursor() as cursor:
-        if connection.vendor == "postgresql":  # they may be in any schema
-            cursor.execute(
-                "SELECT t FROM unnest(%s::text[]) AS t WHERE to_regclass(t) IS NULL", [[*tables]]
-            )
-            return [tables[name] for (name,) in cursor.fetchall()]
-        names = connection.introspection.table_names(cursor, include_views=True)
+    if connection.vendor == "postgresql":  # they may be in any schema
+        absent = "SELECT t FROM unnest(%s::text[]) AS t WHERE to_regclass(t) IS NULL"
+        return [tables[name] for (name,) in _asked(absent, [*tables])]
+    names = connection.introspection.table_names(include_views=True)
     there = set(map(str.lower, names))
     return [name for name in dict.fromkeys(tables.values()) if name.lower() not in there]
 
@@ -263,29 +255,26 @@ def _schema(connection: BaseDatabaseWrapper) -> tuple[str, Sequence[str]]:
     """On PostgreSQL, the schema of autorun's tables, quoted, and the partitioned tables."""
     if connection.vendor != "postgresql":
         return "", ()
-    with connection.cursor() as cursor:
-        cursor.execute(
-            "SELECT quote_ident(n.nspname), "
-            "ARRAY(SELECT relname::text FROM pg_class WHERE relkind = 'p') "
-            "FROM pg_class AS c JOIN pg_namespace AS n "
-            "ON n.oid = c.relnamespace WHERE c.oid = to_regclass('autorun_written')"
-        )
-        return cursor.fetchone() or ("", ())
+    found = _asked(
+        "SELECT quote_ident(n.nspname), "
+        "ARRAY(SELECT relname::text FROM pg_class WHERE relkind = 'p') "
+        "FROM pg_class AS c JOIN pg_namespace AS n "
+        "ON n.oid = c.relnamespace WHERE c.oid = to_regclass('autorun_written')"
+    )
+    return found[0] if found else ("", ())
 
 
 def _unused() -> list[str]:
     """Statements that drop the functions on PostgreSQL that have no trigger."""
-    connection = connections[settings.DATABASE]
-    if connection.vendor != "postgresql":
+    if connections[settings.DATABASE].vendor != "postgresql":
         return []
-    with connection.cursor() as cursor:
-        cursor.execute(
-            "SELECT 'DROP FUNCTION ' || p.oid::regprocedure::text FROM pg_proc AS p "
-            "WHERE p.proname LIKE 'autorun\\_write\\_%' AND p.pronamespace = "
-            "(SELECT relnamespace FROM pg_class WHERE oid = to_regclass('autorun_written')) "
-            "AND NOT EXISTS (SELECT 1 FROM pg_trigger AS t WHERE t.tgfoid = p.oid)"
-        )
-        return [statement for (statement,) in cursor.fetchall()]
+    unused = _asked(
+        "SELECT 'DROP FUNCTION ' || p.oid::regprocedure::text FROM pg_proc AS p "
+        "WHERE p.proname LIKE 'autorun\\_write\\_%' AND p.pronamespace = "
+        "(SELECT relnamespace FROM pg_class WHERE oid = to_regclass('autorun_written')) "
+        "AND NOT EXISTS (SELECT 1 FROM pg_trigger AS t WHERE t.tgfoid = p.oid)"
+    )
+    return [statement for (statement,) in unused]
 
 
 @contextmanager

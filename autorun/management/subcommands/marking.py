@@ -130,14 +130,14 @@ class Ignore(_Marking):
             _chosen_runs, runner, options, queryset=queryset, of_earlier_versions=True
         )
         number = sum(map(len, find_runs()))
-        hint = "" if number else _hint_for_none(runner, options["exception"])
+        hint = "" if number else _hint_for_none(runner, options["cause"])
         return _Found(number, "failed run", lambda: interventions.ignore_runs(find_runs()), hint)
 
 
 class Retry(OnRows):
     """Retry failed runs that have no attempts left: all, or those of a cause or a time span.
 
-    With --cause, --exception or --within, a worker plans the batch.
+    With --cause or --within, a worker plans the batch.
     """
 
     arguments = (*parsing.FAILURES, *WATCH, parsing.FORMAT)
@@ -152,7 +152,7 @@ class Retry(OnRows):
                 raise error
             batches = list(retried.batches)
             self.terminal.json([describe_batch(batch) for batch in batches])
-            self._show_queued(runner, retried, options["exception"])
+            self._show_queued(runner, retried, options["cause"])
         else:
             batch = backfill_now(
                 runner, Scope(only="failed"), queryset, requested_by=requested_by()
@@ -182,28 +182,24 @@ class Retry(OnRows):
 
 
 def _has_choice(options: dict[str, Any]) -> bool:
-    chosen = [options[name] is not None for name in ("cause", "exception", "within")]
-    if chosen[0] and any(chosen[1:]):
-        raise CommandError("--cause cannot be combined with --exception or --within.")
-    return any(chosen)
+    return options["cause"] is not None or options["within"] is not None
 
 
 def _chosen_runs(
     runner: Runner, options: dict[str, Any], *, queryset: Rows, of_earlier_versions: bool = False
 ) -> Iterator[list[Run]]:
     """Failed runs that match the options, on rows of `queryset` if it is given, in lists."""
+    cause, within = options["cause"], options["within"]
+    groups = [] if cause is None else group_failures(runner)
     found: Iterator[list[Run]]
-    if options["cause"] is not None:
-        found = chain.from_iterable(
-            RunFilter(runner=runner.label, state="failed", group=key).each()
-            for key in _keys_of(runner, options["cause"])
-        )
+    if keys := [each.key for each in groups if each.cause == cause]:
+        if within is not None:
+            raise CommandError("With --within, --cause names an exception, not the key of a cause.")
+        of_groups = (RunFilter(runner=runner.label, state="failed", group=key) for key in keys)
+        found = chain.from_iterable(each.each() for each in of_groups)
     else:
         found = failed_runs(
-            runner,
-            exception_class=options["exception"],
-            within=options["within"],
-            of_earlier_versions=of_earlier_versions,
+            runner, exception_class=cause, within=within, of_earlier_versions=of_earlier_versions
         )
     if queryset is None:
         yield from found
@@ -214,17 +210,6 @@ def _chosen_runs(
         by_pk = {kind.to_pk(kind.of(run)): run for run in runs}
         present = set(rows.filter(pk__in=list(by_pk)).values_list("pk", flat=True))
         yield [run for pk, run in by_pk.items() if pk in present]
-
-
-def _keys_of(runner: Runner, cause: str) -> list[str]:
-    """The keys of the groups of failures that `failures` prints with that cause."""
-    found = [each.key for each in group_failures(runner) if each.cause == cause]
-    if not found:
-        raise CommandError(
-            f"No failed run of {runner.label} has the cause {cause!r}. "
-            f"See: manage.py autorun failures {runner.label}"
-        )
-    return found
 
 
 def _hint_for_none(runner: Runner, exception_class: str | None) -> str:

@@ -110,7 +110,8 @@ NO_INPUT = argument(
 )
 #: Arguments that narrow an action down to some failures.
 FAILURES = (
-    argument("--cause", metavar="KEY", help="only this cause, by the key that `failures` prints"),
-    argument("--exception", metavar="CLASS", help="only this exception, as `failures` names it"),
+    argument(
+        "--cause", metavar="KEY|CLASS", help="a cause's key or exception, as `failures` prints"
+    ),
     within("only runs that failed within the last 30m, 24h or 7d"),
 )
