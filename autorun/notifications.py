@@ -16,8 +16,7 @@ from dataclasses import dataclass, field
 
 from django.core import mail
 from django.utils.html import format_html, format_html_join
-from django.utils.translation import gettext as _
-from django.utils.translation import ngettext
+from django.utils.translation import gettext as _, ngettext
 
 from autorun.observe.failures import FailureGroup, runs_in
 from autorun.state.words import harmless, in_one_line, moment, number, some_of

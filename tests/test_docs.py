@@ -49,8 +49,7 @@ import pytest
 from celery.app.defaults import NAMESPACES, flatten
 from celery.bin.celery import celery as celery_command
 from django.apps import apps
-from django.conf import global_settings
-from django.conf import settings as django_settings
+from django.conf import global_settings, settings as django_settings
 from django.contrib import admin
 from django.core.management import (
     CommandError,
@@ -62,8 +61,7 @@ from django.db import transaction
 from django.dispatch import Signal
 from django.test import override_settings
 
-from autorun import analysis as analyses
-from autorun import conf, exceptions, testing
+from autorun import analysis as analyses, conf, exceptions, testing
 from autorun.contrib.prometheus import METRICS
 from autorun.declare import registry
 from autorun.declare.base import Runner, declared

@@ -16,8 +16,7 @@ from types import MappingProxyType
 import numpy as np
 import pytest
 from django.utils.functional import lazystr
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from autorun.exceptions import ConfigurationError, InputError, OutputError
 from autorun.planning.fingerprints import fingerprint_of

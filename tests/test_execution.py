@@ -19,10 +19,8 @@ from autorun import tasks
 from autorun.control import interventions
 from autorun.declare.interruption import Interrupted, Termination
 from autorun.exceptions import LeaseLost
-from autorun.execution import keeper as keeping
-from autorun.execution import work as working
-from autorun.execution.execute import execute
-from autorun.execution.execute import work_off as work_off_started
+from autorun.execution import keeper as keeping, work as working
+from autorun.execution.execute import execute, work_off as work_off_started
 from autorun.execution.keeper import Keeper
 from autorun.execution.results import Result, Tally, record
 from autorun.execution.work import Work

@@ -16,8 +16,7 @@ from autorun.dispatch import releasing
 from autorun.dispatch.ordering import due
 from autorun.models import Batch, Chunk, Node, Run
 from autorun.observe import glance
-from autorun.planning import batches
-from autorun.planning import windows as planning_windows
+from autorun.planning import batches, windows as planning_windows
 from autorun.planning.named import plan_keys
 from autorun.runner import QuerySetRunner
 from autorun.tasks import plan

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 from django.core.management import get_commands, load_command_class
 
-from autorun import analysis as analyses
-from autorun import conf
+from autorun import analysis as analyses, conf
 from autorun.declare import registry
 from autorun.models import Run
 from autorun.runner import QuerySetRunner

@@ -8,8 +8,7 @@ from urllib.parse import urlencode
 from django.contrib.admin import AdminSite
 from django.db.models import QuerySet
 from django.http import HttpRequest
-from django.utils.translation import gettext as _
-from django.utils.translation import gettext_noop, ngettext
+from django.utils.translation import gettext as _, gettext_noop, ngettext
 
 from autorun.admin.cards import Card
 from autorun.admin.continued import signed

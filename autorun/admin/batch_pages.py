@@ -8,8 +8,7 @@ from urllib.parse import urlencode
 from django.contrib import admin, messages
 from django.http import Http404, HttpRequest, HttpResponse
 from django.utils.text import capfirst
-from django.utils.translation import gettext as _
-from django.utils.translation import gettext_noop, ngettext
+from django.utils.translation import gettext as _, gettext_noop, ngettext
 
 from autorun.admin.backfills import (
     LOST,

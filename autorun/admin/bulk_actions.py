@@ -10,8 +10,13 @@ from django.contrib import messages
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
-from django.utils.translation import gettext as _
-from django.utils.translation import gettext_lazy, gettext_noop, ngettext, ngettext_lazy
+from django.utils.translation import (
+    gettext as _,
+    gettext_lazy,
+    gettext_noop,
+    ngettext,
+    ngettext_lazy,
+)
 
 from autorun.admin.pages import PageAdmin, Permission, action, require, who
 from autorun.admin.row_access import MOST_NARROWED, Reach, message_for, open_runs

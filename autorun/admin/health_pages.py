@@ -7,8 +7,7 @@ from django.apps import apps
 from django.apps.registry import Apps
 from django.contrib import admin, messages
 from django.http import HttpRequest, HttpResponse
-from django.utils.translation import gettext as _
-from django.utils.translation import ngettext
+from django.utils.translation import gettext as _, ngettext
 
 from autorun.admin.markup import prose, time_since
 from autorun.admin.pages import PageAdmin, Permission, action, is_fetched, page

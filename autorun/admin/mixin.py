@@ -18,8 +18,7 @@ from django.forms import Media
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
-from django.utils.translation import gettext as _
-from django.utils.translation import gettext_lazy
+from django.utils.translation import gettext as _, gettext_lazy
 
 from autorun.admin import markup, row_states
 from autorun.admin.markup import as_json, prose, rendered, time_since

@@ -5,8 +5,7 @@ from collections.abc import Mapping, Sequence
 from django.contrib import admin, messages
 from django.http import HttpRequest, HttpResponse
 from django.utils.http import urlencode
-from django.utils.translation import gettext as _
-from django.utils.translation import gettext_noop, ngettext
+from django.utils.translation import gettext as _, gettext_noop, ngettext
 
 from autorun.admin.cards import Card, cards, worst_first
 from autorun.admin.pages import Permission, action, page

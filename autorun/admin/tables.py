@@ -7,8 +7,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from django.utils.text import capfirst
-from django.utils.translation import gettext as _
-from django.utils.translation import pgettext_lazy
+from django.utils.translation import gettext as _, pgettext_lazy
 
 from autorun.admin.charts import Bar, Part, stacked
 from autorun.admin.markup import time_since

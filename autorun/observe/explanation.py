@@ -9,8 +9,7 @@ from typing import Any, NamedTuple
 from django.db import connections
 from django.db.models import Max, OuterRef, Q, Subquery
 from django.utils.text import capfirst
-from django.utils.translation import gettext as _
-from django.utils.translation import ngettext
+from django.utils.translation import gettext as _, ngettext
 from django.utils.translation.trans_null import gettext_noop  # the usual one reads the settings
 
 from autorun.declare import hooks, page_time

@@ -8,8 +8,7 @@ from typing import Any, Literal
 
 from celery import current_app
 from django.db.models import Count, F, IntegerField, QuerySet, Sum, Value
-from django.utils.translation import gettext as _
-from django.utils.translation import ngettext
+from django.utils.translation import gettext as _, ngettext
 
 from autorun.conf import settings
 from autorun.declare.base import Runner

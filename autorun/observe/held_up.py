@@ -8,8 +8,7 @@ from typing import Any
 
 from django.db.models import Count, DateTimeField, F, Max, Min, Q, Sum, Value
 from django.utils import timezone
-from django.utils.translation import gettext as _
-from django.utils.translation import ngettext
+from django.utils.translation import gettext as _, ngettext
 
 from autorun.conf import settings
 from autorun.declare.nodes import labels_by_id

@@ -9,8 +9,7 @@ from difflib import SequenceMatcher
 from typing import Any
 
 from django.utils import dateformat, formats, timezone
-from django.utils.translation import gettext as _
-from django.utils.translation import ngettext
+from django.utils.translation import gettext as _, ngettext
 from django.utils.translation.trans_null import gettext_noop  # the usual one reads the settings
 
 #: What is the case with a row that a planning pass checks: "12 rows: changed since their last run".

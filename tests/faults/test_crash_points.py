@@ -8,8 +8,7 @@ from django.db.models import F, QuerySet
 
 from autorun.models import Batch, Chunk, Failure, Run, SpilledTrigger
 from autorun.state.clock import from_now
-from autorun.state.leases import queued as find_queued
-from autorun.state.leases import start
+from autorun.state.leases import queued as find_queued, start
 from autorun.state.probes import POINTS
 from autorun.triggers import installing
 from tests.crashes import ENVIRONMENT, armed, crashed_at

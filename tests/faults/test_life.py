@@ -21,8 +21,7 @@ import pytest
 from celery import current_app
 from django.db import connections, transaction
 from django.db.models import Q
-from hypothesis import HealthCheck, Phase, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, Phase, settings, strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
     initialize,

@@ -110,8 +110,6 @@ NO_INPUT = argument(
 )
 #: Arguments that narrow an action down to some failures.
 FAILURES = (
-    argument(
-        "--cause", metavar="KEY|CLASS", help="a cause's key or exception, as `failures` prints"
-    ),
+    argument("--cause", metavar="KEY", help="a cause's key or exception, as `failures` prints it"),
     within("only runs that failed within the last 30m, 24h or 7d"),
 )

@@ -7,8 +7,7 @@ from typing import Any, TypeGuard
 
 from django.apps import AppConfig
 from django.core.checks import CheckMessage
-from django.db import Error as DatabaseError
-from django.db import connections
+from django.db import Error as DatabaseError, connections
 from django.db.models import (
     CharField,
     IntegerField,

@@ -10,8 +10,7 @@ from typing import Any
 from unittest import mock
 
 from django.core.checks import CheckMessage
-from django.db import Error as DatabaseError
-from django.db import connections
+from django.db import Error as DatabaseError, connections
 from django.db.models import Manager, Model, QuerySet
 
 from autorun.declare.base import Runner

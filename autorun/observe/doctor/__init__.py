@@ -3,8 +3,7 @@
 import threading
 import time
 
-from django.utils.translation import get_language
-from django.utils.translation import gettext as _
+from django.utils.translation import get_language, gettext as _
 
 from autorun.observe.doctor import backlog, database, messaging, system_checks
 from autorun.observe.doctor.finding import Finding, error

@@ -4,8 +4,7 @@ from collections.abc import Iterator
 
 from django.db import DatabaseError
 from django.db.models import Count, Min, QuerySet, Sum
-from django.utils.translation import gettext as _
-from django.utils.translation import ngettext
+from django.utils.translation import gettext as _, ngettext
 from django.utils.translation.trans_null import gettext_noop
 
 from autorun.conf import settings

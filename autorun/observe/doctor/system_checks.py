@@ -5,8 +5,7 @@ from collections.abc import Iterator
 from celery import current_app
 from django.core import checks
 from django.db import connections
-from django.utils.translation import gettext as _
-from django.utils.translation import ngettext
+from django.utils.translation import gettext as _, ngettext
 from django.utils.translation.trans_null import gettext_noop
 
 from autorun.declare import registry
