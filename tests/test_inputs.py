@@ -100,6 +100,21 @@ class ShapeField(models.Field):
         return {"postgresql": "polygon", "mysql": "longblob"}.get(connection.vendor, "shape")
 
 
+class MultirangeField(models.Field):
+    """A field of ranges of a type, which Django does not have."""
+
+    def __init__(self, kind, **options):
+        super().__init__(**options)
+        self.kind = kind
+
+    def deconstruct(self):
+        name, path, args, options = super().deconstruct()
+        return name, path, [self.kind, *args], options
+
+    def db_type(self, connection):
+        return self.kind
+
+
 def shape(points):
     if connection.vendor == "postgresql":
         return f"({points})"
@@ -203,6 +218,17 @@ if IS_POSTGRESQL:
             DateTimeTZRange(MOMENT, LATER),
             DateTimeTZRange(None, LATER),
         ),
+        "several_moments": (
+            MultirangeField("tstzmultirange", null=True),
+            f"{{[{MOMENT}, {LATER}), (2027-01-01 00:00:00+00:00, 2027-01-02 00:00:00+00:00]}}",
+            f"{{[{MOMENT}, {LATER}]}}",
+        ),
+        "several_dates": (
+            MultirangeField("datemultirange", null=True),
+            "{[2026-03-04, 2026-04-03), [2026-05-04, 2026-05-05)}",
+            "{}",
+        ),
+        "several_integers": (MultirangeField("int8multirange", null=True), "{[1, 5)}", "{[1, 6)}"),
     }
 
 #: The values that a body is given as another one.

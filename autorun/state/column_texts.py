@@ -86,8 +86,11 @@ def _on_postgresql(column: str) -> str:
     name, _, rest = element.partition("(")
     kind = name + rest.partition(")")[2]  # timestamp(3) with time zone
     text = _POSTGRESQL.get(kind)
-    if kind in _RANGES:
-        text = _range(_POSTGRESQL[_RANGES[kind]])
+    if bound := _RANGES.get(kind.replace("multirange", "range")):
+        text = _range(_POSTGRESQL[bound])
+        if "multi" in kind:  # whose ranges are in order
+            text = f"ARRAY(SELECT {text.replace('$', 'r')} FROM UNNEST($) AS m(r))"
+            text = f"CASE WHEN $ IS NOT NULL THEN {text}::text END"
     if text is None:
         return "($)::text"
     if not bracket:
