@@ -1,11 +1,14 @@
 """DEPENDS_ON: one runner after another on the same row."""
 
+import re
 from itertools import repeat
 
 import pytest
 from django.db import InterfaceError, connection
 from django.db.models import F
+from django.test.utils import CaptureQueriesContext
 
+from autorun.control.interventions import cancel_runs
 from autorun.declare.nodes import dependents
 from autorun.execution import work
 from autorun.execution.execute import execute
@@ -13,10 +16,11 @@ from autorun.models import Batch, Chunk, Run, SpilledTrigger
 from autorun.state import transactions
 from autorun.state.clock import from_now
 from autorun.tasks import plan
-from autorun.upkeep.rescue import rescue_expired
+from autorun.upkeep.rescue import follow_up_lapsed, rescue_expired
 from tests.crashes import AWAY, crashed_at, failing_at
 from tests.engine import declare, installed, plan_all_spilled, work_off
 from tests.library.models import Document
+from tests.waiting import until
 
 pytestmark = pytest.mark.django_db
 
@@ -113,6 +117,13 @@ def test_what_was_recorded_before_its_worker_died_is_passed_on(set_constants):
         assert Run.objects.filter(node=second().get_node()).count() == 2
 
 
+def plan_what_was_left():
+    """The leases of dead workers end, and upkeep does what they have left."""
+    Chunk.objects.leased().update(expires_at=from_now(-1))
+    follow_up_lapsed(at_most=10)
+    plan_all_spilled()
+
+
 def changed_and_succeeded(first):
     """A chunk of a row that has changed since it was planned, and of one that has not."""
     changed, _ = (Document.objects.create(title=title) for title in ("a", "b"))
@@ -147,7 +158,7 @@ def test_what_follows_a_chunk_is_left_to_upkeep_while_the_database_is_away(set_c
         assert not Run.objects.filter(node=second().get_node()).exists()
         first().get_node().refresh_from_db()
         assert first().get_node().run_seconds is not None
-        plan_all_spilled()
+        plan_what_was_left()
 
         assert Run.objects.filter(node=second().get_node()).count() == 2
 
@@ -164,6 +175,106 @@ def test_what_a_dead_worker_had_recorded_is_left_to_upkeep_while_the_database_is
         plan_all_spilled()
 
         assert Run.objects.filter(node=second().get_node()).count() == 2
+
+
+@pytest.mark.parametrize("point", ["finish.committed", "finish.dependents", "rescue.recorded"])
+def test_dependents_whose_planner_is_killed_are_planned_by_upkeep(point):
+    first, second = chain(ON_SAVE=False)
+    with installed(first, second):
+        chunk = changed_and_succeeded(first)
+        if point.startswith("rescue."):
+            with crashed_at("finish.committed"):
+                execute(chunk.pk)
+            Chunk.objects.update(state=Chunk.State.RUNNING, expires_at=from_now(-1))
+            with crashed_at(point):
+                rescue_expired(at_most=10)
+        else:
+            with crashed_at(point):
+                execute(chunk.pk)
+        plan_what_was_left()
+
+        assert Run.objects.filter(node=second().get_node()).count() == 2
+        assert not Chunk.objects.leased().exists()
+        assert follow_up_lapsed(at_most=10) == 0
+
+
+def test_a_row_that_changed_back_while_it_ran_is_planned_although_its_worker_was_killed():
+    def change_back(value):
+        Document.objects.update(title="a")
+
+    Document.objects.create(title="a")
+    runner = declare(change_back)
+    with installed(runner):
+        runner().run()
+        Document.objects.update(title="b")
+        with crashed_at("finish.committed"):
+            work_off()
+        assert runner().pending().exists()
+        plan_what_was_left()
+
+        assert not runner().pending().exists()
+
+
+def test_what_a_dead_worker_has_left_waits_for_a_process_that_knows_its_runner():
+    first, second = chain(ON_SAVE=False)
+    with installed(first, second):
+        chunk = changed_and_succeeded(first)
+        with crashed_at("finish.committed"):
+            execute(chunk.pk)
+    plan_what_was_left()
+    assert Chunk.objects.leased().exists()
+    with installed(first, second):
+        plan_what_was_left()
+
+        assert Run.objects.filter(node=second().get_node()).count() == 2
+
+
+def test_a_run_that_was_cancelled_does_not_start_again_because_its_worker_was_killed():
+    first, second = chain(ON_SAVE=False)
+    with installed(first, second):
+        changed_and_succeeded(first)
+        changed, other = Run.objects.order_by("pk")
+        cancel_runs([[changed]])
+        Run.objects.filter(pk=changed.pk).update(finished_at=from_now(-1))
+        with crashed_at("finish.committed"):
+            execute(other.chunk_id)
+        plan_what_was_left()
+
+        assert Run.objects.filter(node=first().get_node()).count() == 2
+        assert Run.objects.filter(node=second().get_node()).count() == 1
+
+
+@pytest.mark.parametrize("has_dependents", [False, True])
+def test_a_chunk_keeps_its_lease_for_one_statement_more_if_there_are_dependents(has_dependents):
+    first, second = chain(ON_SAVE=False)
+    with installed(first, *([second] if has_dependents else [])):
+        Document.objects.create(title="a")
+        first().run()
+        with CaptureQueriesContext(connection) as captured:
+            execute(Chunk.objects.get().pk)
+
+    ended = r"UPDATE .autorun_chunk. SET .expires_at. = NULL WHERE"
+    statements = [each["sql"] for each in captured if re.search(ended, each["sql"])]
+    assert len(statements) == has_dependents
+
+
+@pytest.mark.django_db(transaction=True)
+def test_the_lease_is_kept_while_dependents_are_planned(settings):
+    settings.AUTORUN = {"HEARTBEAT": 0.1}
+
+    def represent(self, row):
+        found = Chunk.objects.get(finished_at__isnull=False)
+        until(lambda: Chunk.objects.get(pk=found.pk).expires_at > found.expires_at)
+        return row.title
+
+    Document.objects.create(title="a")
+    first, second = chain(**by_python | {"get_instance_representation": represent})
+    with installed(first, second):
+        first().run()
+        execute(Chunk.objects.get().pk)
+
+        assert Run.objects.filter(node=second().get_node()).count() == 1
+    assert not Chunk.objects.leased().exists()
 
 
 @pytest.mark.django_db(transaction=True)
@@ -211,4 +322,7 @@ def test_a_runner_may_be_named_by_its_label_and_chains_are_long():
         work_off()
 
         assert third().progress().succeeded == 1
-        assert {runner.label for runner in dependents(first())} == {"tests.Second", "tests.Third"}
+        assert {runner.label for runner in dependents(first().get_node())} == {
+            "tests.Second",
+            "tests.Third",
+        }

@@ -417,8 +417,8 @@ def test_successes_of_a_lost_worker_are_passed_on(visit):
     add(visit, "a")
     first, second = both()
     with installed(first, second):
-        named.leave_dependents(first(), [second()], [])
-        named.leave_dependents(first(), [second()], [Image.objects.get().pk])
+        named.leave_dependents(first().get_node(), [])
+        named.leave_dependents(first().get_node(), [Image.objects.get().pk])
         first().run()
         name = "related:library.Patient:visits__images__pk"
         assert {each.model_label for each in SpilledTrigger.objects.all()} == {name}

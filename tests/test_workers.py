@@ -34,7 +34,10 @@ class WorkerLostError(Exception):
         ("w1@lab:another", False),  # in another container
     ],
 )
-def test_the_death_of_a_process_ends_no_lease_of_another_worker(monkeypatch, worker, is_ended):
+@pytest.mark.parametrize("state", [Chunk.State.RUNNING, Chunk.State.FINISHED])
+def test_the_death_of_a_process_ends_no_lease_of_another_worker(
+    monkeypatch, worker, is_ended, state
+):
     """Not even of the chunk that its message was about: it may have been at an urgent one."""
     Document.objects.create(title="a")
     monkeypatch.setattr(workers, "_node_name", "w1@lab")
@@ -44,7 +47,7 @@ def test_the_death_of_a_process_ends_no_lease_of_another_worker(monkeypatch, wor
         runner().run()
     chunk = Chunk.objects.get()
     holder = f"{worker.format(family=FAMILY)}:{GONE}"
-    Chunk.objects.update(state=Chunk.State.RUNNING, worker=holder, expires_at=from_now(60))
+    Chunk.objects.update(state=state, worker=holder, expires_at=from_now(60))
     sender = type("Task", (), {"name": EXECUTE})
 
     workers._child_died(sender, exception=WorkerLostError(), args=(chunk.pk,))

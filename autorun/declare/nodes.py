@@ -170,10 +170,9 @@ def lock_free(node_ids: Collection[int], *, has_tried: bool = False) -> list[int
     return sorted(node_id for node_id in node_ids if _lock_name(node_id) in held)
 
 
-def dependents(runner: Runner) -> list[Runner]:
-    """The runners that wait for successes of `runner`, or of one that shares its node."""
-    found = (_runners_by_node or runners_by_node()).dependents
-    return found.get(node_of(runner).digest, []) if found else []
+def dependents(node: Node) -> list[Runner]:
+    """The runners that wait for successes of the node."""
+    return (_runners_by_node or runners_by_node()).dependents.get(node.digest, [])
 
 
 def runners_by_node() -> RunnersByNode:

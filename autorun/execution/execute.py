@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from statistics import mean
 
 from celery.exceptions import SoftTimeLimitExceeded
@@ -25,15 +26,24 @@ from autorun.execution.results import Result, Tally, record
 from autorun.execution.work import Work
 from autorun.models import Chunk, Node, Run
 from autorun.planning import batches
-from autorun.planning.named import plan_dependents, plan_or_write_down
+from autorun.planning.named import plan_dependents, plan_for_all
 from autorun.planning.retiring import retire_missing
 from autorun.state import draining, probes
 from autorun.state.exception_text import one_line
-from autorun.state.leases import give_back, next_urgent, park, queued, requeue, set_aside, start
+from autorun.state.leases import (
+    give_back,
+    kept,
+    next_urgent,
+    park,
+    queued,
+    requeue,
+    set_aside,
+    start,
+)
 from autorun.state.logs import get_logger
 from autorun.state.origins import WRITTEN
 from autorun.state.probes import crash_point
-from autorun.state.transactions import is_passing, leave_connections
+from autorun.state.transactions import is_passing, leave_connections, repeated_while_away
 
 logger = get_logger(__name__)
 
@@ -165,7 +175,8 @@ def _set_aside(work: Work, error: Exception) -> bool:
     try:
         left = Run.objects.pending().filter(chunk=chunk)
         moved = [Result.moved(run, again_in=seconds, reason=reason) for run in left]
-        record(work.lease, moved, Tally.of(chunk), size=chunk.size, is_last=True)
+        put = partial(record, size=chunk.size, is_last=True, is_followed=True)
+        put(work.lease, moved, Tally.of(chunk))
         work.has_moved = True
     except LeaseLost:
         return False
@@ -175,24 +186,21 @@ def _set_aside(work: Work, error: Exception) -> bool:
 
 
 def _follow_up(work: Work) -> None:
-    """Do what follows a chunk. Never raises; a crash in between costs latency only.
-
-    Each step is guarded, because no other process would repeat one that this worker left out.
-    """
+    """Do what follows a chunk. Never raises; upkeep does what a crash leaves out."""
     runner, chunk = work.runner, work.lease.chunk
     priority = chunk.priority
     if priority == Chunk.Priority.RELATED:  # related rows are the runner's own concern
         priority = Chunk.Priority.SWEEP
     elif priority in WRITTEN.values():
         priority = Chunk.Priority.WRITE
-    if work.unexpected:
-        with _guarded(runner, "retiring the runs of deleted rows"):
-            retire_missing(runner, work.unexpected)
-        plan_or_write_down([runner], work.unexpected, priority=priority)
     with _guarded(runner, "planning its dependents"):
-        if work.succeeded and (dependents := nodes.dependents(runner)):
-            plan_dependents(runner, dependents, work.succeeded, priority=priority)
+        is_followed = work.unexpected or (work.succeeded and nodes.dependents(chunk.node))
+        if is_followed:
+            with kept(work.lease.following()):
+                _plan_what_follows(work, priority)
         crash_point("finish.dependents")
+        if is_followed:
+            work.lease.following().update(expires_at=None)
     with _guarded(runner, "measuring its run time"):
         _measure(chunk.node, work.seconds)
     released: set[int | None] = set()
@@ -206,6 +214,17 @@ def _follow_up(work: Work) -> None:
             # The end of a chunk that was just released will look at the batch.
             if chunk.batch_id not in released:
                 batches.finish_if_done(chunk.batch_id)
+
+
+def _plan_what_follows(work: Work, priority: int) -> None:
+    runner = work.runner
+    if work.unexpected:
+        with _guarded(runner, "retiring the runs of deleted rows"):
+            retire_missing(runner, work.unexpected)
+        plan = partial(plan_for_all, [runner], work.unexpected, priority=priority)
+        repeated_while_away(plan)
+    if work.succeeded:
+        plan_dependents(work.lease.chunk.node, work.succeeded, priority=priority)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import partial
+from itertools import product
 from operator import attrgetter
 from typing import Any, NamedTuple, Protocol
 
@@ -22,7 +23,7 @@ from autorun.signals import Ending
 from autorun.state.clock import NOW_SQL, DatabaseNow, from_now, new_chunk_id
 from autorun.state.exception_text import ExceptionText
 from autorun.state.keys import Key, key_kind
-from autorun.state.leases import Lease, held, worker_name
+from autorun.state.leases import Lease, ends_at, held, worker_name
 from autorun.state.managers import RETIRED, RunStatus
 from autorun.state.probes import crash_point
 from autorun.state.sql import (
@@ -173,15 +174,17 @@ def record(
     *,
     size: int,
     is_last: bool,
+    is_followed: bool = False,
     build: int | None = None,
     landing: Lands | None = None,
 ) -> Tally:
     """Write the results and the counts of the chunk that follow from them. Return those counts.
 
-    `tally` has the counts so far. `is_last` finishes the chunk. `build` made the attempts. Moved
-    runs go to new chunks of at most `size`. A result is skipped if an earlier call, whose commit
-    got no answer, has recorded or moved its run. `landing` lands the outputs of the successes, or
-    raises NotLanded. If the database has forgotten earlier results, the chunk waits for a worker to
+    `tally` has the counts so far. `is_last` finishes the chunk, which keeps its lease if it
+    `is_followed` by planning: when that ends, upkeep plans. `build` made the attempts. Moved runs
+    go to new chunks of at most `size`. A result is skipped if an earlier call, whose commit got no
+    answer, has recorded or moved its run. `landing` lands the outputs of the successes, or raises
+    NotLanded. If the database has forgotten earlier results, the chunk waits for a worker to
     repeat them. Raises LeaseLost, with nothing written, if the chunk has another worker now.
     """
     statuses = set(map(_status_of, results))
@@ -195,7 +198,8 @@ def record(
     changes = f"{_CHANGES[connections[settings.DATABASE].vendor]}, build_id = {built_by}"
     if is_moving or Run.Status.CANCELLED in statuses:
         changes += _CHANGES_OF_UNFINISHED
-    recording = _Recording(lease, results, tally, new_chunks, source, changes, is_last, landing)
+    ends = (is_last, is_last and is_followed)
+    recording = _Recording(lease, results, tally, new_chunks, source, changes, ends, landing)
     return repeated_on_conflict(recording.attempt, is_idempotent=True)
 
 
@@ -209,7 +213,7 @@ class _Recording:
     new_chunks: list[tuple[Chunk, list[int]]]
     source: Fragment
     changes: str
-    is_last: bool
+    ends: tuple[bool, bool]
     landing: Lands | None
 
     def attempt(self) -> Tally:
@@ -218,7 +222,7 @@ class _Recording:
         of_lease = {"chunk_id": chunk.pk, "token": self.lease.token}
         as_known = dict(zip(_KNOWN, vars(known).values(), strict=True))
         # This locks the chunk.
-        count = _WRITE_COUNTS[True, self.is_last](**of_lease, **vars(expected), **as_known)
+        count = _WRITE_COUNTS[True, *self.ends](**of_lease, **vars(expected), **as_known)
         # A commit whose confirmation was lost has recorded or moved its runs: they stay.
         only = Fragment(f"chunk_id = %s AND status = {Run.Status.PENDING:d}", (chunk.pk,))
         runs: dict[str, Any] = {"source": self.source, "key": "run_id", "only": only}
@@ -236,9 +240,9 @@ class _Recording:
             _land(self.landing, results, written)
         counted = _counted(known, results, written)
         if not is_expected or counted != expected:
-            changed_by(_WRITE_COUNTS[False, self.is_last](**of_lease, **vars(counted)))
+            changed_by(_WRITE_COUNTS[False, *self.ends](**of_lease, **vars(counted)))
         ended = counted.succeeded + counted.failed + counted.cancelled + counted.moved
-        if self.is_last and ended != chunk.size:
+        if self.ends[0] and ended != chunk.size:
             # One that was finished waits again if it still has pending runs.
             pending = Run.objects.pending().filter(chunk_id=OuterRef("pk"))
             unended = self.lease.held().filter(Exists(pending))
@@ -357,22 +361,23 @@ def _counted(
     )
 
 
-def _counting(*, as_known: bool, is_last: bool) -> tuple[QuerySet[Chunk], dict[str, Any]]:
+def _counting(
+    as_known: bool, is_last: bool, is_followed: bool
+) -> tuple[QuerySet[Chunk], dict[str, Any]]:
     chunk = held(Slot("chunk_id"), Slot("token"))
     changes: dict[str, Any] = {name: Slot(name) for name in _COUNTS}
     if as_known:
         known = zip(_COUNTS, map(Slot, _KNOWN), strict=True)
         chunk = chunk.filter(**dict(known), cancelling__isnull=True)
     if is_last:
-        changes |= {"state": Chunk.State.FINISHED, "finished_at": DatabaseNow(), "expires_at": None}
+        changes |= {"state": Chunk.State.FINISHED, "finished_at": DatabaseNow()}
+        changes["expires_at"] = ends_at() if is_followed else None
     return chunk, changes
 
 
-#: By whether the counts are as known, and whether the chunk is finished.
+#: By whether the counts are as known, the chunk is finished, and it keeps its lease.
 _WRITE_COUNTS = {
-    (as_known, is_last): prepared_update(partial(_counting, as_known=as_known, is_last=is_last))
-    for as_known in (True, False)
-    for is_last in (True, False)
+    each: prepared_update(partial(_counting, *each)) for each in product((True, False), repeat=3)
 }
 
 

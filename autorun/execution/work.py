@@ -91,8 +91,7 @@ class Work:
         self._output_bytes = 0
         self._written_at = self.began_at
         self._tally = Tally.of(lease.chunk)
-        self._is_abandoned = False
-        self._is_in_doubt = False
+        self._is_abandoned = self._is_in_doubt = False
         self._brake: Brake | None = None  # made when a run fails
         self._pace = None if runner.LIMIT is None else Pace(shared(runner.LIMIT))
 
@@ -282,8 +281,7 @@ class Work:
                 ours = pending_in(self.lease.chunk)
                 self._assignments = deque(each for each in self._assignments if each.run.pk in ours)
                 self._is_in_doubt = False
-            portions = self.body.portions
-            most = 1 if portions is None else portions.next
+            most = 1 if (portions := self.body.portions) is None else portions.next
             taken: list[Assignment] = []
             while self._assignments and len(taken) < most:
                 taken.append(self._assignments.popleft())
@@ -404,7 +402,9 @@ class Work:
             self.has_moved = self.has_moved or moved > 0
             recorded: list[Result] = []
             refusals = Refusals(recorded)
+            dependents = is_last and self.succeeded and nodes.dependents(self.lease.chunk.node)
             put = partial(record, self.lease, size=size, build=self.build, landing=self._landing)
+            put = partial(put, is_followed=bool(self.unexpected or dependents))
             probe = partial(put, [], self._tally, is_last=False)
             halving = Halving(results, refusals.add, probe, using=settings.DATABASE)
             for some in halving:
@@ -439,9 +439,8 @@ class Work:
         moved = [*map(_status_of, rest)].count(Run.Status.PENDING)
         size = self._size_of_rest(moved) if moved else 1
         self.has_moved |= moved > 0
-        self._tally = record(
-            self.lease, rest, self._tally, size=size, is_last=False, build=self.build
-        )
+        put = partial(record, self.lease, size=size, build=self.build)
+        self._tally = put(rest, self._tally, is_last=False)
         return rest
 
     def _size_of_rest(self, moved: int) -> int:

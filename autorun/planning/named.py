@@ -8,14 +8,14 @@ from django.db import DatabaseError, InterfaceError
 from django.db.models import QuerySet
 
 from autorun.conf import settings
-from autorun.declare import hooks, registry
+from autorun.declare import hooks, nodes, registry
 from autorun.declare.base import Runner
 from autorun.declare.nodes import digest_of, node_of
 from autorun.declare.registry import trial_of
 from autorun.declare.sets import label_of_related
 from autorun.dispatch.releasing import release
 from autorun.exceptions import AutorunError
-from autorun.models import Batch, Chunk, SpilledTrigger
+from autorun.models import Batch, Chunk, Node, SpilledTrigger
 from autorun.planning.batches import Outcome
 from autorun.planning.on_demand import backfill_now
 from autorun.planning.planner import Planner
@@ -117,27 +117,6 @@ def plan_for_all(
         raise away
 
 
-def plan_or_write_down(
-    runners: Iterable[Runner], keys: Collection[Key], *, priority: int = Chunk.Priority.LIVE
-) -> None:
-    """`plan_keys` for several runners, of rows that no caller will pass again.
-
-    Never raises. Rows that are not planned are left to upkeep.
-    """
-    if not keys:
-        return
-    for runner in runners:
-        plan = partial(plan_keys, runner, keys, priority=priority)
-        try:
-            transactions.repeated_while_away(plan)
-        except Exception as error:  # noqa: BLE001
-            try:
-                _write_down(runner, keys, error)
-            except Exception:
-                message = "%s: %d rows could not be stored. The next sweep finds them."
-                logger.exception(message, runner.label, len(keys))
-
-
 def hold_up(error: Exception) -> dict[str, Any]:
     """The columns of saved rows that could not be planned: why, and when to try again.
 
@@ -186,39 +165,31 @@ def _windows(runner: Runner, keys: Sequence[Any], *, node_id: int) -> Iterator[W
         yield from whole(runner, eligible_named(runner, some), node_id=node_id, **bounds)
 
 
-def plan_dependents(
-    runner: Runner, dependents: Sequence[Runner], keys: Collection[Key], *, priority: int
-) -> None:
-    """Plan what depends on new successes of `runner` on these rows. Never raises."""
-    alike, sets = _by_kind(runner, dependents)
-    plan_or_write_down(alike, keys, priority=priority)
+def plan_dependents(node: Node, keys: Collection[Key], *, priority: int) -> None:
+    """Plan what depends on new successes of the node on these rows.
+
+    Raises the error of a database that was unreachable.
+    """
+    alike, sets = _by_kind(node)
+    plans = [partial(plan_for_all, alike, keys, priority=priority)]
     for dependent, lookup in sets:
-        plan = partial(plan_related, [dependent], lookup, list(keys), priority=priority)
-        try:
-            repeated_while_away(plan)
-        except Exception as error:  # noqa: BLE001
-            logger.warning("%s: not planned. Upkeep tries again. %s", dependent.label, error)
-            try:
-                leave_to_upkeep(dependent, keys, lookup=lookup, **hold_up(error))
-            except Exception:
-                message = "%s: its sets could not be stored. The next sweep finds them."
-                logger.exception(message, dependent.label)
+        plans.append(partial(plan_related, [dependent], lookup, list(keys), priority=priority))
+    for plan in plans:
+        repeated_while_away(plan)
 
 
-def leave_dependents(runner: Runner, dependents: Sequence[Runner], keys: Collection[Key]) -> None:
-    """Leave to upkeep what depends on successes of `runner` on these rows."""
-    alike, sets = _by_kind(runner, dependents)
+def leave_dependents(node: Node, keys: Collection[Key]) -> None:
+    """Leave to upkeep what depends on successes of the node on these rows."""
+    alike, sets = _by_kind(node)
     for dependent in alike:
         leave_to_upkeep(dependent, keys)
     for dependent, lookup in sets:
         leave_to_upkeep(dependent, keys, lookup=lookup)
 
 
-def _by_kind(
-    runner: Runner, dependents: Sequence[Runner]
-) -> tuple[list[Runner], list[tuple[Runner, str]]]:
-    """Those that process the same rows, and the others with the lookup that leads to the rows."""
-    digest = digest_of(runner)
+def _by_kind(node: Node) -> tuple[list[Runner], list[tuple[Runner, str]]]:
+    """Dependents that process the same rows, and others with the lookup that leads to the rows."""
+    digest, dependents = node.digest, nodes.dependents(node)
     alike = [
         dependent
         for dependent in dependents

@@ -7,12 +7,14 @@ starts it once. Later writes require the same token, so a worker that lost its l
 import os
 import secrets
 import socket
-from collections.abc import Callable, Collection, Sequence
+import threading
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from celery import current_task
-from django.db import InterfaceError, OperationalError, connections
+from django.db import DatabaseError, InterfaceError, OperationalError, connections
 from django.db.models import (
     BooleanField,
     Exists,
@@ -28,10 +30,13 @@ from autorun.conf import settings
 from autorun.models import Batch, Chunk, Pulse
 from autorun.state import draining
 from autorun.state.clock import DatabaseNow, from_now
+from autorun.state.logs import get_logger
 from autorun.state.managers import ChunkQuerySet
 from autorun.state.sql import Slot, changed_by, prepared, prepared_update
 from autorun.state.transactions import is_conflict, repeated_while_away
 from autorun.state.waits import unflushed
+
+logger = get_logger(__name__)
 
 #: Of this process and those forked from it: two containers may have one host name and the same ids.
 FAMILY = secrets.token_hex(3)
@@ -67,6 +72,10 @@ class Lease:
     def held(self) -> ChunkQuerySet[Chunk]:
         """The chunk, as a queryset that is empty once another worker has the lease."""
         return held(self.chunk.pk, self.token)
+
+    def following(self) -> ChunkQuerySet[Chunk]:
+        """The finished chunk, while nothing else plans what follows it."""
+        return self.held().finished().filter(expires_at__isnull=False)
 
 
 def held(chunk_id: Any, token: Any) -> ChunkQuerySet[Chunk]:
@@ -134,6 +143,29 @@ def new_token() -> int:
 def extend(lease: Lease, **changes: Any) -> bool:
     """Extend the lease to its full length, with `changes`. Return whether it was still held."""
     return bool(lease.held().running().update(expires_at=ends_at(), **changes))
+
+
+@contextmanager
+def kept(held: QuerySet[Any]) -> Iterator[None]:
+    """Extend the leases of these rows from a thread for as long as the block takes."""
+    stop = threading.Event()
+
+    def keep() -> None:
+        while not stop.wait(settings.HEARTBEAT):
+            try:
+                held.update(expires_at=ends_at())
+            except (DatabaseError, InterfaceError) as error:
+                logger.warning("No heartbeat: %s", error)
+            finally:
+                connections.close_all()
+
+    thread = threading.Thread(target=keep, name="autorun-lease", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
 
 
 def extend_unasked(lease: Lease, **changes: Any) -> bool:

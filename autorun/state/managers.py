@@ -105,6 +105,15 @@ class ChunkQuerySet(QuerySet[Row]):
         """Running chunks whose lease has run out."""
         return self.running().filter(expires_at__lte=DatabaseNow())
 
+    def unfollowed(self) -> Self:
+        """Finished chunks whose lease has run out before what follows them was planned."""
+        return self.finished().filter(expires_at__lte=DatabaseNow())
+
+    def leased(self) -> Self:
+        """Chunks that a worker executes, or after which it plans what follows."""
+        states = (ChunkState.RUNNING, ChunkState.FINISHED)
+        return self.filter(state__in=states, expires_at__isnull=False)
+
     def unfolded(self) -> Self:
         """Chunks whose counts are not part of their node's and batch's totals yet."""
         # `= False` would be written as NOT, for which SQLite and MariaDB use no index.

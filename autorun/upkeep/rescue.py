@@ -27,7 +27,7 @@ from autorun.exceptions import LeaseLost, WorkerLost
 from autorun.execution.results import Result, Tally, record
 from autorun.models import Batch, Chunk, Node, Run
 from autorun.planning import batches
-from autorun.planning.named import leave_dependents
+from autorun.planning.named import leave_dependents, leave_to_upkeep
 from autorun.state import pulses
 from autorun.state.clock import DatabaseNow, after_chunk_id, first_chunk_id_at
 from autorun.state.exception_text import ExceptionText, name_exception
@@ -72,28 +72,53 @@ def rescue(chunk: Chunk) -> bool:
     )
     try:
         lease = Lease(chunk, chunk.token, worker=chunk.worker)
-        record(lease, results, Tally.of(chunk), size=1, is_last=True)
+        record(lease, results, Tally.of(chunk), size=1, is_last=True, is_followed=True)
     except LeaseLost:
         return False
     crash_point("rescue.recorded")
     hand_over_failures([each.run_id for each in results if each.status == Run.Status.FAILED])
-    _leave_dependents(chunk)
+    _follow_up(chunk)
     if chunk.batch_id is not None:
         batches.cancel_moved(chunk.batch_id)
     return True
 
 
-def _leave_dependents(chunk: Chunk) -> None:
-    """Let others plan what depends on the successes that the lost worker had recorded."""
-    runner = registry.find(chunk.runner)
-    dependents = nodes.dependents(runner) if runner is not None else []
-    if runner is None or not dependents:
-        return
+def follow_up_lapsed(*, at_most: int) -> int:
+    """Leave to upkeep the rows to be planned after chunks whose worker died before it did so.
+
+    Return how many chunks.
+    """
+    left = Chunk.objects.unfollowed().order_by("expires_at")
+    return sum_of_each(_follow_up, left[:at_most], name="Chunk")
+
+
+def _follow_up(chunk: Chunk) -> bool:
+    """Leave to upkeep the rows to be planned after a finished chunk.
+
+    False if another process has done so, or if this one lacks the runners of its node.
+    """
+    labels = nodes.labels_by_id().get(chunk.node_id, [])
+    runner = registry.find(chunk.runner if chunk.runner in labels else next(iter(labels), ""))
+    if runner is None:
+        return False
     kind = key_kind(runner.get_model())
-    succeeded = Run.objects.succeeded().filter(chunk=chunk)
-    keys = list(succeeded.values_list(kind.column, flat=True))
-    if keys:
-        leave_dependents(runner, dependents, keys)
+    # Not those that were cancelled on request, before the chunk started or since.
+    since = chunk.started_at or chunk.created_at
+    ended = Run.objects.filter(chunk=chunk, finished_at__gte=since)
+    ended = ended.exclude(pk__in=chunk.cancelling or ())
+
+    def leave() -> bool:
+        if not Lease(chunk, chunk.token).following().update(expires_at=None):
+            return False
+        statuses = dict(ended.values_list(kind.column, "status"))
+        if statuses:
+            leave_to_upkeep(runner, statuses)
+        succeeded = [key for key, status in statuses.items() if status == Run.Status.SUCCEEDED]
+        if succeeded:
+            leave_dependents(chunk.node, succeeded)
+        return True
+
+    return repeated_on_conflict(leave)
 
 
 def _take(chunk: Chunk) -> bool:

@@ -26,7 +26,7 @@ from autorun.triggers import on_schedule
 from autorun.upkeep import pruning, rescue
 from autorun.upkeep.announcing import hand_over_batches
 from autorun.upkeep.folding import fold_everywhere, gather_failures
-from autorun.upkeep.rescue import rescue_expired
+from autorun.upkeep.rescue import follow_up_lapsed, rescue_expired
 from autorun.upkeep.spilled import hand_out_spilled
 from autorun.upkeep.writes import drop_unknown, hand_out_written
 
@@ -84,6 +84,7 @@ def upkeep(*, in_any_case: bool = False, notify: Callable[[], int] | None = None
 def _steps(notify: Callable[[], int] | None) -> dict[str, Callable[[], int]]:
     return {
         "rescued": partial(rescue_expired, at_most=MOST_PER_STEP),
+        "followed": partial(follow_up_lapsed, at_most=MOST_PER_STEP),
         "reopened": _now_and_then("reopen", REOPEN_EVERY, rescue.reopen_some),
         "unparked": unpark,
         "released": release_everywhere,

@@ -6,13 +6,11 @@ out another portion like it. So a long queue is worked off without waiting for r
 """
 
 import json
-import threading
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from itertools import accumulate, chain
 from typing import Any
 
-from django.db import DatabaseError, InterfaceError, connections, transaction
+from django.db import DatabaseError, connections, transaction
 from django.db.models import F, Max, Q, QuerySet, TextField
 from django.db.models.functions import Cast
 
@@ -29,7 +27,7 @@ from autorun.planning.retiring import retire, retire_noted
 from autorun.planning.windows import MOST_DEATHS
 from autorun.state.clock import DatabaseNow, from_now
 from autorun.state.keys import key_kind
-from autorun.state.leases import ends_at
+from autorun.state.leases import ends_at, kept
 from autorun.state.logs import get_logger
 from autorun.state.origins import WRITTEN
 from autorun.state.probes import crash_point
@@ -66,7 +64,7 @@ def plan_spilled(ids: Sequence[int], tries: int) -> int:
     held = SpilledTrigger.objects.filter(pk__in=[each.pk for each in some], tries=tries + 1)
     keys = {key for trigger in some for key in trigger.keys}
     try:
-        with Termination() as termination, _kept(held), Interruptible(termination):
+        with Termination() as termination, kept(held), Interruptible(termination):
             _plan(some, keys)
     except Interrupted:
         held.update(tries=tries, expires_at=None)
@@ -205,29 +203,6 @@ def _begin(ids: Sequence[int], tries: int) -> list[SpilledTrigger]:
 
 def _locked(triggers: QuerySet[Any, Any], number: int) -> list[Any]:
     return list(unlocked(triggers.order_by("pk"))[:number])
-
-
-@contextmanager
-def _kept(held: QuerySet[SpilledTrigger]) -> Iterator[None]:
-    """Extend the lease for as long as the block takes."""
-    stop = threading.Event()
-
-    def keep() -> None:
-        while not stop.wait(settings.HEARTBEAT):
-            try:
-                held.update(expires_at=ends_at())
-            except (DatabaseError, InterfaceError) as error:
-                logger.warning("No heartbeat: %s", error)
-            finally:
-                connections.close_all()
-
-    thread = threading.Thread(target=keep, name="autorun-plan-spilled", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
 
 
 def _plan(some: Sequence[SpilledTrigger], keys: set[int | str]) -> None:

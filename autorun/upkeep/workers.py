@@ -145,7 +145,7 @@ def _child_died(sender: Any, exception: BaseException, args: Any, **_: Any) -> N
 
 
 def _held_here() -> QuerySet[Chunk]:
-    return Chunk.objects.running().filter(worker__startswith=f"{_node_name}:{FAMILY}:")
+    return Chunk.objects.leased().filter(worker__startswith=f"{_node_name}:{FAMILY}:")
 
 
 def _is_alive(pid: int) -> bool:

@@ -24,11 +24,11 @@ class FaultLabConfig(AppConfig):
         if options:
             from autorun import analysis
             from autorun.declare import registry
-            from tests.faultlab.runner import declare
+            from tests.faultlab.runner import declare_all
 
-            runner_class = declare(json.loads(options))
-            analysis._register(runner_class.ANALYSIS)
-            registry.register(runner_class)
+            for runner_class in declare_all(json.loads(options)):
+                analysis._register(runner_class.ANALYSIS)
+                registry.register(runner_class)
         if "AUTORUN_LAB_CLOCK" in os.environ:
             _set_clock(float(os.environ["AUTORUN_LAB_CLOCK"]))
 

@@ -11,6 +11,12 @@ from tests.faultlab.bodies import befall, exercise, exercise_async, exercise_man
 from tests.faultlab.models import Specimen
 
 
+def declare_all(options: dict[str, Any]) -> list[type[QuerySetRunner]]:
+    """`SpecimenRunner`, and with FOLLOWED a runner that waits for it on each row."""
+    runner = declare({name: each for name, each in options.items() if name != "FOLLOWED"})
+    return [runner, *([declare_follower(runner)] if "FOLLOWED" in options else [])]
+
+
 def declare(options: dict[str, Any]) -> type[QuerySetRunner]:
     """`SpecimenRunner` with these attributes; VERSION, ASYNC and CALL are the analysis's."""
     options = dict(options)
@@ -35,6 +41,18 @@ def declare(options: dict[str, Any]) -> type[QuerySetRunner]:
         }
         | options,
     )
+
+
+def declare_follower(runner: type[QuerySetRunner]) -> type[QuerySetRunner]:
+    class FollowerRunner(QuerySetRunner):
+        DATA_MODEL = Specimen
+        ANALYSIS = Analysis("Follow", "1.0", lambda value: value)
+        INPUT_KEY = "value"
+        INPUT_FIELDS = ("value",)
+        DEPENDS_ON = (runner,)
+        ON_SAVE = False
+
+    return FollowerRunner
 
 
 def _represent(self: QuerySetRunner, instance: Any) -> dict[str, Any]:

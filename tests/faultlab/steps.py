@@ -92,7 +92,7 @@ def heal() -> None:
     """All the time that recovery takes passes at once; nothing is swept."""
     for _ in range(20):
         Chunk.objects.exclude(not_before=None).update(not_before=from_now(-1))
-        Chunk.objects.filter(state=Chunk.State.RUNNING).update(expires_at=from_now(-1))
+        Chunk.objects.leased().update(expires_at=from_now(-1))
         Batch.objects.exclude(expires_at=None).update(expires_at=from_now(-1))
         Chunk.objects.filter(state=Chunk.State.QUEUED).update(published_at=from_now(-1_000_000))
         SpilledTrigger.objects.update(expires_at=None)
@@ -101,7 +101,7 @@ def heal() -> None:
             rounds.upkeep(in_any_case=True)
             for message in sent:
                 _receive(message)
-        unfinished = Chunk.objects.unfinished().exists()
+        unfinished = Chunk.objects.unfinished().exists() or Chunk.objects.leased().exists()
         planning = Batch.objects.filter(state=Batch.State.RUNNING).exists()
         if not (unfinished or planning or SpilledTrigger.objects.exists()):
             return

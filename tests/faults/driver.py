@@ -25,7 +25,7 @@ from sample_app.processes import CHECKOUT
 from tests.conftest import process_environment
 from tests.faultlab.ledger import ENVIRONMENT, Ledger
 from tests.faultlab.models import Specimen
-from tests.faultlab.runner import declare
+from tests.faultlab.runner import declare_all
 
 #: Short enough that a test need not wait for long, long enough for a machine that is busy.
 SETTINGS = {"LEASE": 4, "HEARTBEAT": 1, "UPKEEP_INTERVAL": 0.5, "TIMEOUT": 30}
@@ -332,12 +332,12 @@ def lab(
     settings.AUTORUN = dict(SETTINGS)
     made = Lab(directory, broker, options or {}, settings.AUTORUN)
     made.ledger.open()
-    runner_class = declare(made.options)
+    classes = declare_all(made.options)
     before = os.environ.get(ENVIRONMENT)
     os.environ[ENVIRONMENT] = str(made.ledger.path)
     with (
-        analysis.temporarily_registered(runner_class.ANALYSIS),
-        registry.registered(runner_class),
+        analysis.temporarily_registered(*(each.ANALYSIS for each in classes)),
+        registry.registered(*classes),
     ):
         try:
             yield made

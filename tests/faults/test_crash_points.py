@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import pytest
 from django.db.models import F, QuerySet
 
+from autorun.declare import registry
 from autorun.models import Batch, Chunk, Failure, Run, SpilledTrigger
 from autorun.state.clock import from_now
 from autorun.state.leases import queued as find_queued, start
@@ -55,10 +56,13 @@ def options(request: pytest.FixtureRequest) -> dict[str, object]:
     """Chunks of two; for `plan.unprepared` the runner prepares inputs while it plans.
 
     For `finish.landed` it lands what its bodies return on the rows; for notes it has triggers.
+    Another runner waits for what is recorded.
     """
     point = request.node.callspec.params.get("point", "")
     fields = None if point == "plan.unprepared" else ["value"]
     options = {"BATCH_SIZE": 2, "INPUT_FIELDS": fields, "ON_WRITE": point.startswith("writes.")}
+    if point.startswith(("finish.", "rescue.")):
+        options["FOLLOWED"] = True
     return options | ({"OUTPUT_FIELDS": {"value": "landed"}} if point == "finish.landed" else {})
 
 
@@ -105,7 +109,8 @@ def landed_rows() -> set[int]:
 
 def succeeded_rows() -> set[int]:
     """The rows whose current run has succeeded."""
-    return set(Run.objects.current().succeeded().values_list("object_id", flat=True))
+    runs = Run.objects.current().succeeded().filter(chunk__runner="faultlab.SpecimenRunner")
+    return set(runs.values_list("object_id", flat=True))
 
 
 @pytest.mark.faults(1, 7, 18)
@@ -126,6 +131,8 @@ def test_a_process_killed_here_loses_nothing(lab: Lab, point: str):
     steps.heal()
     if point not in LEFT_TO_THE_SWEEP:
         assert not lab.runner.pending(heard_of(step)).exists()
+    if "FOLLOWED" in lab.options:
+        assert not registry.get("faultlab.FollowerRunner").pending().exists()
     steps.tasks.sweep(lab.runner.label)
     steps.heal()
     lab.check()
