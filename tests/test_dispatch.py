@@ -669,6 +669,21 @@ def test_a_chunk_takes_seven_or_eight_statements_if_others_wait(sent):
     assert len(counted) == most[connection.vendor], counted
 
 
+@pytest.mark.django_db(transaction=True)
+def test_a_release_without_room_reads_the_waiting_chunks_once(documents, sent):
+    with installed(runner := declare(BATCH_SIZE=1)):
+        runner().backfill()
+        node = runner().get_node()
+        assert len(sent) == SPARE_CHUNKS < len(documents)
+        release(node.pk, node.digest)  # what a process asks once
+
+        with CaptureQueriesContext(connection) as captured:
+            assert release(node.pk, node.digest).chunks == 0
+
+    statements = [each["sql"].replace('"', "`") for each in captured]
+    assert sum("`priority` DESC" in sql for sql in statements) == 1, statements
+
+
 @pytest.mark.skipif(connection.vendor != "postgresql", reason="the others cannot be told so")
 @pytest.mark.django_db(transaction=True)
 def test_work_that_is_handed_out_does_not_wait_for_the_disk_and_results_do(documents, sent):

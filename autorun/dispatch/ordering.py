@@ -37,6 +37,8 @@ def fitting(
     Each batch is read apart if one is paused or full: it may have very many chunks, and they may
     precede all others.
     """
+    if first is not None and (not first or room.is_full_after(first[0])):
+        return  # it is the most urgent one
     batches = _waiting_batches(node_id) if by_batch or room.full_batches else []
     pages = [_pages(node_id, room, but, first)]
     if 0 < len(batches) <= MOST_BATCHES:

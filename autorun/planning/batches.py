@@ -31,6 +31,7 @@ from autorun.state.leases import PLANNING_LEASES, ends_at, new_token, planning_e
 from autorun.state.managers import BatchQuerySet, ChunkQuerySet
 from autorun.state.masking import masked
 from autorun.state.probes import crash_point
+from autorun.state.sql import Slot, prepared
 from autorun.state.transactions import (
     is_passing,
     once_committed,
@@ -199,18 +200,23 @@ def finish_if_done(batch_id: int, *, announce: Callable[[int], object] = announc
 
     `announce` is called with its id before the commit.
     """
-    unfinished = Chunk.objects.filter(batch_id=batch_id).unfinished()
-    if unfinished.exists():
+    if _unfinished(batch_id=batch_id):
         return False
     batch = Batch.objects.filter(pk=batch_id).planned()
     with transaction.atomic(using=settings.DATABASE):
         is_planned = batch.select_for_update().values_list("pk").first() is not None
         # Checked again: its last window may have been planned in between.
-        if not is_planned or unfinished.exists():
+        if not is_planned or _unfinished(batch_id=batch_id):
             return False
         batch.update(state=Batch.State.FINISHED, finished_at=DatabaseNow())
         announce(batch_id)
     return True
+
+
+@prepared
+def _unfinished() -> QuerySet[Any]:
+    chunks = Chunk.objects.filter(batch_id=Slot("batch_id")).unfinished()
+    return chunks.order_by().values_list("pk")[:1]
 
 
 def pause(batch: Batch, *, reason: str = "") -> bool:
