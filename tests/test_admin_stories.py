@@ -138,10 +138,10 @@ def test_a_run_that_was_retried(document):
 
 def test_a_run_that_was_cancelled_before_its_start_is_passed_over(document):
     with installed(echo := declare()):
-        from autorun.control import halting
+        from autorun.control import interventions
 
         echo().run()
-        halting.cancel_runner(echo.get_label(), reason="")
+        interventions.cancel_runner(echo.get_label(), reason="")
         echo().run()
 
         assert why(echo()).endswith("First recorded run of this row.")

@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry
 
 from autorun.contrib import prometheus
 from autorun.control import interventions
-from autorun.control.halting import cancel_runner
+from autorun.control.interventions import cancel_runner
 from autorun.dispatch.releasing import release_everywhere
 from autorun.models import Batch, Chunk, Run
 from autorun.planning import batches

@@ -8,7 +8,7 @@ from django.db.models import Q, QuerySet
 from django.test.utils import CaptureQueriesContext
 
 from autorun import tasks
-from autorun.control import halting, interventions
+from autorun.control import interventions
 from autorun.declare.interruption import Termination
 from autorun.dispatch.publishing import redirected
 from autorun.dispatch.releasing import release
@@ -575,11 +575,11 @@ def test_of_no_batch_of_a_cancelled_runner_does_a_run_start(documents):
             batch = runner().backfill(Document.objects.filter(pk__in=some), window=1)
 
         with crashed_at("cancel.batch"):
-            halting.cancel_runner(runner().label)
+            interventions.cancel_runner(runner().label)
 
         assert [queued(chunk.pk) for chunk in Chunk.objects.queued()] == [None, None]
         assert release(batch.node_id).chunks == 0
-        assert halting.cancel_runner(runner().label) == len(keys)
+        assert interventions.cancel_runner(runner().label) == len(keys)
         assert runner().pending().count() == len(keys)
         Batch.objects.update(expires_at=from_now(-1))
         assert cancel_batches() == 0

@@ -22,7 +22,7 @@ from django.db.models import Q
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from autorun.control import halting
+from autorun.control import interventions
 from autorun.dispatch.publishing import redirected
 from autorun.exceptions import BrokerUnavailable
 from autorun.management.subcommands import SUBCOMMANDS, watching
@@ -1287,9 +1287,9 @@ def test_what_is_paused_while_it_is_watched_is_told_once(
         looks.append(seconds)
         batch = Batch.objects.get()
         if len(looks) == 1:
-            batches.pause(batch) if what == "batch" else halting.pause_runner(runner)
+            batches.pause(batch) if what == "batch" else interventions.pause_runner(runner)
         if len(looks) == 3:
-            batches.resume(batch) if what == "batch" else halting.resume_runner(runner)
+            batches.resume(batch) if what == "batch" else interventions.resume_runner(runner)
             work_off()
 
     screen = Screen() if is_terminal else None

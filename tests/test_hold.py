@@ -6,7 +6,13 @@ import pytest
 from django.core.management import call_command
 from django.urls import reverse
 
-from autorun.control.halting import change_all, hold_runner, lift_hold, pause_runner, resume_runner
+from autorun.control.interventions import (
+    change_all,
+    hold_runner,
+    lift_hold,
+    pause_runner,
+    resume_runner,
+)
 from autorun.execution.at_once import plan_or_start
 from autorun.models import Batch, Node, Run
 from autorun.observe.doctor.backlog import examine_paused

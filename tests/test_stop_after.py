@@ -9,7 +9,7 @@ from django.core import mail
 from django.core.management import call_command
 from django.urls import reverse
 
-from autorun.control.halting import resume_runner
+from autorun.control.interventions import resume_runner
 from autorun.models import Batch, Chunk, Node, Run
 from autorun.notifications import mail_admins
 from autorun.observe.checks.values import check_values

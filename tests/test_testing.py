@@ -19,7 +19,7 @@ from django.test.utils import CaptureQueriesContext
 
 from autorun import analysis as analyses
 from autorun.analysis import analysis
-from autorun.control.halting import pause_runner
+from autorun.control.interventions import pause_runner
 from autorun.declare import registry
 from autorun.exceptions import NotRegistered
 from autorun.models import Chunk, Run, SpilledTrigger

@@ -29,7 +29,7 @@ from autorun.broker.brokerfile import (
     LeaseLapsed,
     MessageTooLarge,
 )
-from autorun.broker.diskspace import RESERVE, DiskFull, reserve_of
+from autorun.broker.sharedfile import RESERVE, DiskFull, reserve_of
 from autorun.broker.transport import Transport, register
 from tests.waiting import until
 

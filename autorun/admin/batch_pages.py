@@ -19,7 +19,6 @@ from autorun.admin.backfills import (
     preview_shown,
 )
 from autorun.admin.cards import Card, card_of, cards_of
-from autorun.admin.charts import Figure, stacked, time_left
 from autorun.admin.continued import begun
 from autorun.admin.markup import time_since
 from autorun.admin.pages import (
@@ -37,13 +36,16 @@ from autorun.admin.row_states import runners_of
 from autorun.admin.selections import model_of
 from autorun.admin.tables import (
     BATCH_STATES,
+    Figure,
     batch_lines,
     counts_of,
     named_options,
     parts_of,
     runner_name,
     runner_options,
+    stacked,
     state_of_batch,
+    time_left,
 )
 from autorun.conf import settings
 from autorun.control.interventions import stop_running

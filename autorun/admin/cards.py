@@ -12,9 +12,18 @@ from django.utils.html import format_html
 from django.utils.text import capfirst
 from django.utils.translation import gettext as _
 
-from autorun.admin.charts import Bar, Figure, Part, Shape, columns, stacked, time_left
 from autorun.admin.markup import time_since
-from autorun.admin.tables import BATCH_STATES, runner_name
+from autorun.admin.tables import (
+    BATCH_STATES,
+    Bar,
+    Figure,
+    Part,
+    Shape,
+    columns,
+    runner_name,
+    stacked,
+    time_left,
+)
 from autorun.declare import hooks, registry
 from autorun.declare.base import Runner
 from autorun.declare.nodes import node_of

@@ -7,11 +7,10 @@ from django.contrib import admin
 from django.http import HttpRequest, HttpResponse
 from django.utils.translation import gettext as _, gettext_noop, ngettext
 
-from autorun.admin.charts import Shape, columns
 from autorun.admin.markup import time_since
 from autorun.admin.pages import PageAdmin, page
 from autorun.admin.row_access import open_runs
-from autorun.admin.tables import runner_name, runner_options
+from autorun.admin.tables import Shape, columns, runner_name, runner_options
 from autorun.models import Failure
 from autorun.observe.failures import FailureGroup, RecentFailures, RecentGroup, recent_failures
 from autorun.state.parameters import SINCE, read_one_of, read_text

@@ -12,7 +12,7 @@ from autorun.admin.pages import Permission, action, page
 from autorun.admin.row_access import message_for
 from autorun.admin.runner_pages import RunnerPages
 from autorun.admin.tables import as_options
-from autorun.control import halting
+from autorun.control import interventions
 from autorun.declare import registry
 from autorun.declare.base import Runner
 from autorun.declare.nodes import node_of
@@ -68,7 +68,7 @@ class NodeAdmin(RunnerPages):
 
     @action("pause-all/", Permission.PAUSE)
     def pause_all(self, request: HttpRequest) -> HttpResponse:
-        changed, left = halting.change_all(halting.pause_runner)
+        changed, left = interventions.change_all(interventions.pause_runner)
         message = ngettext(
             "%s runner paused. Runs in progress will finish.",
             "%s runners paused. Runs in progress will finish.",
@@ -78,7 +78,7 @@ class NodeAdmin(RunnerPages):
 
     @action("resume-all/", Permission.PAUSE)
     def resume_all(self, request: HttpRequest) -> HttpResponse:
-        changed, left = halting.change_all(halting.resume_runner)
+        changed, left = interventions.change_all(interventions.resume_runner)
         message = ngettext("%s runner resumed.", "%s runners resumed.", len(changed))
         return self._changed_all(request, changed, message, left)
 

@@ -32,7 +32,7 @@ from autorun.admin.selections import asked_by
 from autorun.admin.stories import explanation_of, runs_behind
 from autorun.admin.tables import batch_lines, runner_name
 from autorun.conf import settings
-from autorun.control import halting
+from autorun.control import interventions
 from autorun.control.interventions import request_backfill
 from autorun.declare import hooks, registry
 from autorun.declare.base import Runner
@@ -202,7 +202,7 @@ class RunnerPages(ShowingResults):
         require(request, Permission.PAUSE)
 
         def start(runner: Runner) -> bool:
-            if halting.lift_hold(runner):
+            if interventions.lift_hold(runner):
                 self.note(request, _("Sweeps of %s resumed.") % label, node_of(runner))
             return self._send_sweep(request, runner)
 
@@ -235,23 +235,23 @@ class RunnerPages(ShowingResults):
     @action("<str:label>/hold/", Permission.PAUSE)
     def hold(self, request: HttpRequest, label: str) -> HttpResponse:
         message = _("Sweeps and saves of %s are held: its rows stay pending.") % label
-        hold = partial(halting.hold_runner, by=who(request))
+        hold = partial(interventions.hold_runner, by=who(request))
         return self._change(request, label, hold, message)
 
     @action("<str:label>/lift/", Permission.PAUSE)
     def lift(self, request: HttpRequest, label: str) -> HttpResponse:
         message = _("Sweeps of %s resumed. The next one plans what is pending.") % label
-        return self._change(request, label, halting.lift_hold, message)
+        return self._change(request, label, interventions.lift_hold, message)
 
     @action("<str:label>/pause/", Permission.PAUSE)
     def pause(self, request: HttpRequest, label: str) -> HttpResponse:
         message = _("Runner %s paused. Runs in progress will finish.") % label
-        return self._change(request, label, halting.pause_runner, message)
+        return self._change(request, label, interventions.pause_runner, message)
 
     @action("<str:label>/resume/", Permission.PAUSE)
     def resume(self, request: HttpRequest, label: str) -> HttpResponse:
         message = _("Runner %s resumed.") % label
-        return self._change(request, label, halting.resume_runner, message)
+        return self._change(request, label, interventions.resume_runner, message)
 
     def _send_sweep(self, request: HttpRequest, runner: Runner) -> bool:
         """Send the sweep; False, with a message on the next page, if no broker takes it."""

@@ -9,9 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from autorun.broker import diskspace
-from autorun.broker.diskspace import with_reserve
-from autorun.broker.sharedfile import SharedFile
+from autorun.broker import sharedfile
+from autorun.broker.sharedfile import SharedFile, with_reserve
 from autorun.state.logs import get_logger
 
 logger = get_logger("autorun.broker.brokerfile")
@@ -172,7 +171,7 @@ class BrokerFile(SharedFile):
         # A full disk refuses no transient message: workers answer a ping with one.
         self._check_size(payload, f"queue {queue!r}")
         if not is_transient:
-            diskspace.check_room(self.path)
+            sharedfile.check_room(self.path)
         self._append(queue, payload=payload, priority=priority, ttl=ttl)
 
     @with_reserve
@@ -315,7 +314,7 @@ class BrokerFile(SharedFile):
                     f"PRAGMA incremental_vacuum({min(surplus, VACUUM_PAGES)});"
                     "PRAGMA wal_checkpoint(PASSIVE)"
                 )
-            diskspace.keep_reserve(self.path)
+            sharedfile.keep_reserve(self.path)
 
     def use_reserve(self) -> None:
         """Make room for consumers on a full disk: delete the reserve and reuse the log."""
@@ -324,7 +323,7 @@ class BrokerFile(SharedFile):
             " sent. Free some space.",
             self.path,
         )
-        diskspace.reserve_of(self.path).unlink(missing_ok=True)
+        sharedfile.reserve_of(self.path).unlink(missing_ok=True)
         with suppress(sqlite3.OperationalError):  # the caller's next try says what is wrong
             self.rows("PRAGMA wal_checkpoint(RESTART)")
 
@@ -349,7 +348,7 @@ class BrokerFile(SharedFile):
                 "INSERT INTO owner (expires_at) VALUES (?)", (now + self.lease_seconds,)
             ).lastrowid
             self._beaten_at = now
-            diskspace.keep_reserve(self.path)
+            sharedfile.keep_reserve(self.path)
             self._stopped = threading.Event()
             threading.Thread(
                 target=_keep_beating,

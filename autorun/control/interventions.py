@@ -1,4 +1,4 @@
-"""Retry, ignore or cancel many runs at once."""
+"""Retry, ignore or cancel many runs at once; pause and hold a runner, or cancel all its runs."""
 
 import datetime as dt
 from collections import defaultdict
@@ -18,8 +18,9 @@ from autorun.declare.hooks import database_of, every_row
 from autorun.declare.nodes import node_of
 from autorun.dispatch.messages import message_to_plan_on
 from autorun.dispatch.publishing import publish
+from autorun.dispatch.releasing import release
 from autorun.exceptions import AutorunError, BrokerUnavailable
-from autorun.models import Batch, Chunk, Run
+from autorun.models import Batch, Chunk, Node, Run
 from autorun.observe.listing import RunFilter
 from autorun.planning import batches
 from autorun.planning.cancelling import ask_running, cancel_unstarted, count_by_chunk
@@ -29,7 +30,7 @@ from autorun.state.clock import DatabaseNow
 from autorun.state.keys import key_kind
 from autorun.state.logs import get_logger
 from autorun.state.managers import UNFINISHED, ChunkQuerySet
-from autorun.state.transactions import once_committed, repeated_on_conflict
+from autorun.state.transactions import once_committed, repeated_on_conflict, update_once_committed
 
 logger = get_logger(__name__)
 
@@ -295,3 +296,65 @@ def _cancel(runs: Sequence[Run]) -> int:
 
 def _chunks_of(runs: Sequence[Run]) -> ChunkQuerySet[Chunk]:
     return Chunk.objects.filter(pk__in={run.chunk_id for run in runs})
+
+
+def pause_runner(runner: Runner) -> bool:
+    """Start no more runs of the runner's node; False if it was paused already.
+
+    Runs in progress finish, and rows are still planned. Runners that share the node are paused too.
+    """
+    running = Node.objects.filter(pk=node_of(runner).pk, paused_at=None)
+    return update_once_committed(running, paused_at=DatabaseNow(), paused_because="")
+
+
+def resume_runner(runner: Runner) -> bool:
+    """Resume the runner's node; False if it was not paused."""
+    node_id = node_of(runner).pk
+    paused = Node.objects.filter(pk=node_id).exclude(paused_at=None)
+
+    def resume() -> bool:
+        resumed = bool(paused.update(paused_at=None, paused_because=""))
+        if resumed:
+            release(node_id)
+        return resumed
+
+    return once_committed(resume, meanwhile=paused.exists)
+
+
+def hold_runner(runner: Runner, *, by: str = "") -> bool:
+    """Leave pending what sweeps and saves would plan; False if the runner's node is held already.
+
+    Written and related rows and DEPENDS_ON plan nothing either; backfills, retries and `run()` do.
+    """
+    free = Node.objects.filter(pk=node_of(runner).pk, held_at=None)
+    return update_once_committed(free, held_at=DatabaseNow(), held_by=by[:255])
+
+
+def lift_hold(runner: Runner) -> bool:
+    """Let sweeps and saves plan again, which the next sweep does; False if nothing was held."""
+    held = Node.objects.filter(pk=node_of(runner).pk).exclude(held_at=None)
+    return update_once_committed(held, held_at=None, held_by="")
+
+
+def change_all(change: Callable[[Runner], bool]) -> tuple[list[Runner], dict[str, AutorunError]]:
+    """Apply `pause_runner` or `resume_runner` to all runners.
+
+    Returns those that it changed, and the errors of those that it left as they were, by label.
+    """
+    changed, left = [], {}
+    for runner in registry.runners():
+        try:
+            if change(runner):
+                changed.append(runner)
+        except AutorunError as error:
+            left[runner.label] = error
+    return changed, left
+
+
+def cancel_runner(label: str, *, reason: str = "") -> int:
+    """Cancel the runner's runs that have not started, as `batches.cancel_all` does.
+
+    Return how many. The runner need not be registered.
+    """
+    unfinished = Batch.objects.unfinished().filter(runner=label)
+    return batches.cancel_all(unfinished, Chunk.objects.filter(runner=label), reason=reason)

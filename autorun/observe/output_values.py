@@ -22,8 +22,7 @@ from autorun.declare.base import Runner
 from autorun.declare.returns import NUMBERS, Kind, common, kind_of, members_of, type_at
 from autorun.models import Chunk, Run
 from autorun.observe.records import LARGE
-from autorun.state.column_texts import text_of
-from autorun.state.documents import NORMALIZED, found_at
+from autorun.state.documents import NORMALIZED, found_at, text_of
 from autorun.state.encoding import Encoder
 from autorun.state.keys import key_kind
 from autorun.state.managers import RETIRED

@@ -24,8 +24,7 @@ from autorun.declare.registry import dependencies_of, inputs_from, sets_before
 from autorun.declare.sets import OWNER, Each, MembersInput, rows_in
 from autorun.exceptions import InputError
 from autorun.models import UNCHANGING, Run
-from autorun.state.column_texts import text_of
-from autorun.state.documents import SET_TEXT
+from autorun.state.documents import SET_TEXT, text_of
 from autorun.state.encoding import JSON, Encoder, Unencodable, checked_float, checked_text, in_words
 from autorun.state.fields import FingerprintField
 from autorun.state.keys import key_kind

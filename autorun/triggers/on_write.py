@@ -30,7 +30,7 @@ from autorun.planning.candidates import candidates_in
 from autorun.planning.rows import eligible, without_rows
 from autorun.state.keys import concrete
 from autorun.state.logs import get_logger
-from autorun.triggers.watches import shared_key
+from autorun.triggers.on_save import shared_key
 
 logger = get_logger(__name__)
 

@@ -33,7 +33,7 @@ from hypothesis.stateful import (
 
 from autorun import tasks
 from autorun.control import interventions
-from autorun.control.halting import cancel_runner
+from autorun.control.interventions import cancel_runner
 from autorun.declare import nodes
 from autorun.dispatch.messages import EXECUTE
 from autorun.dispatch.publishing import Message, redirected

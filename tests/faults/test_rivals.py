@@ -13,7 +13,7 @@ from django.db import DatabaseError, OperationalError, connection, connections, 
 from django.db.models import QuerySet
 
 from autorun import tasks
-from autorun.control import halting, interventions
+from autorun.control import interventions
 from autorun.declare import nodes
 from autorun.dispatch import releasing
 from autorun.dispatch.publishing import Message, publish
@@ -251,7 +251,7 @@ def test_a_view_that_works_on_in_its_transaction_keeps_no_other_from_its_work(do
             "backfill": lambda: runner().backfill(window=1).planned,
             "adopt": runner().adopt,
             "ignore": runner().ignore,
-            "pause": lambda: 3 * halting.pause_runner(runner()),
+            "pause": lambda: 3 * interventions.pause_runner(runner()),
         }
         with working_on(doors[door]) as outcome, at_most(PROMPTLY):
             assert outcome == [3]
@@ -288,7 +288,7 @@ def test_what_a_view_takes_back_holds_up_no_worker_and_happens_once_it_commits(d
             batches.pause(batch)
         doors = {
             "cancel batch": lambda: batches.cancel(batch),
-            "cancel runner": lambda: halting.cancel_runner(runner().label),
+            "cancel runner": lambda: interventions.cancel_runner(runner().label),
             "cancel runs": lambda: interventions.cancel_runs([left[:1], left[1:]]),
             "ignore runs": lambda: interventions.ignore_runs([failed]),
             "pause": lambda: batches.pause(batch),

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from django.core.management.base import CommandError
 
 from autorun.conf import settings
-from autorun.control import halting, interventions
+from autorun.control import interventions
 from autorun.declare import registry
 from autorun.declare.base import Runner
 from autorun.management.subcommands import parsing
@@ -105,7 +105,7 @@ class _OnTarget(Subcommand):
         if (target is None) != options.get("is_all", False):
             raise CommandError("Name a runner or a batch, or use --all for all runners.")
         if target is None:
-            changed, left = halting.change_all(self.change)
+            changed, left = interventions.change_all(self.change)
             for label, error in left.items():
                 self.terminal.say((label, "bold"), f" was not changed: {error}")
             self.report(counted(len(changed), "runner"), self.outcome, "--all")
@@ -132,7 +132,7 @@ class Pause(_OnTarget):
     A paused runner's rows are still planned. Runners that share a node are paused together.
     """
 
-    change = staticmethod(halting.pause_runner)
+    change = staticmethod(interventions.pause_runner)
     outcome = "paused"
 
     def on_batch(self, batch: Batch) -> None:
@@ -141,7 +141,7 @@ class Pause(_OnTarget):
         self.report(f"Batch {batch.pk}", "paused", str(batch.pk))
 
     def on_runner(self, label: str) -> None:
-        is_new = halting.pause_runner(registry.get(label))
+        is_new = interventions.pause_runner(registry.get(label))
         self.report(label, "paused" if is_new else "was already paused", label)
 
     def report(self, name: str, outcome: str, target: str) -> None:
@@ -160,7 +160,7 @@ class Hold(Subcommand):
 
     def handle(self, **options: Any) -> None:
         label = options["runner"]
-        is_new = halting.hold_runner(registry.get(label), by=requested_by())
+        is_new = interventions.hold_runner(registry.get(label), by=requested_by())
         outcome = "held: its rows stay pending." if is_new else "was already held."
         self.terminal.say((label, "bold"), f" {outcome}")
         self.terminal.hint(f"Try ten rows: manage.py autorun backfill {label} --try 10")
@@ -170,7 +170,7 @@ class Hold(Subcommand):
 class Resume(_OnTarget):
     """Resume a paused or held runner, or a paused batch. With --all, held runners stay held."""
 
-    change = staticmethod(halting.resume_runner)
+    change = staticmethod(interventions.resume_runner)
     outcome = "resumed"
 
     def on_batch(self, batch: Batch) -> None:
@@ -180,7 +180,7 @@ class Resume(_OnTarget):
 
     def on_runner(self, label: str) -> None:
         runner = registry.get(label)
-        resumed = [halting.resume_runner(runner), halting.lift_hold(runner)]
+        resumed = [interventions.resume_runner(runner), interventions.lift_hold(runner)]
         self.report(label, "resumed" if any(resumed) else "was neither paused nor held", label)
 
 
@@ -210,7 +210,7 @@ class Cancel(_OnTarget):
     def on_runner(self, label: str) -> None:
         if registry.find(label) is None and not Chunk.objects.filter(runner=label).exists():
             registry.get(label)  # raises, and lists the known labels
-        number = halting.cancel_runner(label, reason=CANCELLED % requested_by())
+        number = interventions.cancel_runner(label, reason=CANCELLED % requested_by())
         self._say(label, number, Chunk.objects.filter(runner=label))
 
     def _say(self, name: str, number: int, chunks: ChunkQuerySet[Chunk]) -> None:

@@ -29,7 +29,6 @@ def check_all(
         declarations,
         installation,
         names,
-        neighbours,
         output_targets,
         overrides,
         relations,
@@ -41,11 +40,11 @@ def check_all(
     runners = [each for each in registry.runners() if is_in(app_configs, type(each))]
     yield from values.check_settings()
     yield from installation.check_installation()
-    yield from neighbours.check_neighbours(registry.runners())
+    yield from installation.check_neighbours(registry.runners())
     yield from declarations.check_unregistered(app_configs)
     for runner in runners:
         yield from declarations.check_declaration(runner)
-        yield from neighbours.check_tenants(runner)
+        yield from installation.check_tenants(runner)
         yield from values.check_values(runner)
         yield from overrides.check_overrides(runner)
         yield from output_targets.check_landing(runner)
