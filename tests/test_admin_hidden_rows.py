@@ -218,7 +218,7 @@ def test_messages_about_hidden_rows_are_not_shown_among_failures(runner, ada) ->
 
     page = ada.get(reverse("admin:autorun_failure_changelist"))
 
-    groups = {line.group.run_id: line.is_open for line in page.context["lines"]}
+    groups = {line["group"].run_id: line["is_open"] for line in page.context["lines"]}
     hidden = {pk for pk, row in Run.objects.values_list("pk", "object_id") if row in of_hidden}
     assert {pk for pk, is_open in groups.items() if not is_open} == groups.keys() & hidden
     for row in of_hidden:

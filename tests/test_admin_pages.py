@@ -304,7 +304,7 @@ def test_failures_of_two_runners_of_one_analysis_tell_them_apart(client) -> None
     with installed(short, long):
         page = client.get(address, {"versions": "all"})
 
-    lines = {line.runner: line.is_earlier for line in page.context["lines"]}
+    lines = {line["runner"]: line["is_earlier"] for line in page.context["lines"]}
     assert lines == {"Short Texts v1.0": False, "Long Texts v1.0": False, "Former v0.9": True}
 
 
@@ -598,13 +598,13 @@ def test_batches_are_filtered_and_paged(runner, client, set_constants) -> None:
     query = f"runner={LABEL}&state=failed"
     while query:
         response = client.get(f"{address}?{query}")
-        found += [line.pk for line in response.context["lines"]]
+        found += [line["pk"] for line in response.context["lines"]]
         query = response.context["older"]
     response = client.get(f"{address}?trigger=code&state=running")
 
     failed = [batch.pk for batch in made if batch.state == "failed"]
     assert found == failed[::-1]
-    assert [line.pk for line in response.context["lines"]] == [made[6].pk]
+    assert [line["pk"] for line in response.context["lines"]] == [made[6].pk]
     assert '<option value="running" selected>running' in response.text
 
 
@@ -613,11 +613,11 @@ def test_a_batch_shows_the_causes_of_its_failures(runner, sign_in) -> None:
     Batch.objects.update(state=Batch.State.FINISHED)
 
     causes = client.get(addresses()["batch"]).context["causes"]
-    listed = client.get(f"{reverse('admin:autorun_run_changelist')}?{causes[0].query}")
+    listed = client.get(f"{reverse('admin:autorun_run_changelist')}?{causes[0]['query']}")
 
-    assert causes[0].words == "<path> has no pixel data."
-    assert causes[0].exception_class == "ValueError"
-    assert len(listed.context["lines"]) == int(causes[0].runs) > 0
+    assert causes[0]["words"] == "<path> has no pixel data."
+    assert causes[0]["exception_class"] == "ValueError"
+    assert len(listed.context["lines"]) == int(causes[0]["runs"]) > 0
 
 
 def test_the_causes_of_a_batch_quote_no_message_to_those_who_may_see_none(runner, sign_in) -> None:
@@ -625,7 +625,7 @@ def test_the_causes_of_a_batch_quote_no_message_to_those_who_may_see_none(runner
 
     causes = sign_in("view_run").get(addresses()["batch"]).context["causes"]
 
-    assert {each.words for each in causes} == {"ValueError", "OSError"}
+    assert {each["words"] for each in causes} == {"ValueError", "OSError"}
 
 
 @pytest.mark.parametrize(
@@ -671,8 +671,8 @@ def test_sweeps_that_found_nothing_are_listed_on_request(runner, client) -> None
     failed = Batch.objects.create(**found, state=Batch.State.FAILED)
     address = reverse("admin:autorun_batch_changelist")
 
-    usual = [line.pk for line in client.get(address).context["lines"]]
-    everything = [line.pk for line in client.get(address, {"all": "1"}).context["lines"]]
+    usual = [line["pk"] for line in client.get(address).context["lines"]]
+    everything = [line["pk"] for line in client.get(address, {"all": "1"}).context["lines"]]
 
     assert failed.pk in usual
     assert empty.pk not in usual

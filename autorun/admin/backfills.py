@@ -148,44 +148,22 @@ class BackfillRequest:
         return len(ticked) - len(batch.scope["source"]["keys"]) if ticked else 0
 
 
-@dataclass(frozen=True)
-class ReasonLine:
-    """One reason of the preview: its columns."""
-
-    words: str
-    rows: str
-    is_planned: bool
-    samples: list[Name]
-
-
-@dataclass(frozen=True)
-class PreviewShown:
-    """A preview in the words of the page, as far as the rows have been counted."""
-
-    lines: list[ReasonLine]
-    runs: int
-    words: str
-    time: str
-    button: str
-    is_complete: bool
-    #: The command that keeps results if some of the changed rows have the input they had.
-    keep: str
-    #: The query string that continues an unfinished count.
-    query: str
-
-
 def preview_shown(
     request: HttpRequest, site: AdminSite, card: Card, asked: BackfillRequest, count: Count
-) -> PreviewShown:
+) -> dict[str, Any]:
+    """The preview in the words of the page, as far as the rows have been counted.
+
+    `query` continues an unfinished count.
+    """
     names = _names(request, site, card.runner, count)
     groups = groups_of(card.runner, count, asked.scope.selection)
     lines = [
-        ReasonLine(
-            _(REASONS[group.reason]),
-            number(group.rows),
-            group.is_planned,
-            [names[key] for key in count.samples.get(group.reason, ()) if key in names],
-        )
+        {
+            "words": _(REASONS[group.reason]),
+            "rows": number(group.rows),
+            "is_planned": group.is_planned,
+            "samples": [names[key] for key in count.samples.get(group.reason, ()) if key in names],
+        }
         for group in groups
         if group.rows
     ]
@@ -197,19 +175,20 @@ def preview_shown(
         line = ngettext("%s run would start", "%s runs would start", runs) % number(runs)
         line = line if runs else _("Nothing would start")
         button = ngettext("Start %s run", "Start %s runs", runs) % number(runs)
-    return PreviewShown(
-        lines=lines,
-        runs=runs,
-        words=line,
-        time=_time_of(card, runs) if runs else "",
-        button=button,
-        is_complete=count.is_complete,
-        keep=_keep(card.runner, count),
-        query=asked.query(begun=signed(request, count, card.runner, asked.query())),
-    )
+    return {
+        "lines": lines,
+        "runs": runs,
+        "words": line,
+        "time": _time_of(card, runs) if runs else "",
+        "button": button,
+        "is_complete": count.is_complete,
+        "keep": _keep(card.runner, count),
+        "query": asked.query(begun=signed(request, count, card.runner, asked.query())),
+    }
 
 
 def _keep(runner: Runner, count: Count) -> str:
+    """The command that keeps results if some of the changed rows have the input they had."""
     kind = key_kind(runner.get_model())
     changed = [kind.to_pk(key) for key in count.samples.get(Reason.CHANGED, ())]
     if not changed or not count_same_input(runner, every_row(runner).filter(pk__in=changed)):

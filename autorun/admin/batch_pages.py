@@ -1,7 +1,6 @@
 """Batches: their runs and progress, and new backfills."""
 
 from collections.abc import Collection
-from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode
 
@@ -15,7 +14,6 @@ from autorun.admin.backfills import (
     ONLY,
     RUN_AGAIN,
     BackfillRequest,
-    PreviewShown,
     preview_shown,
 )
 from autorun.admin.cards import Card, card_of, cards_of
@@ -285,7 +283,7 @@ class BatchAdmin(PageAdmin):
 
     def _counted(
         self, request: HttpRequest, card: Card, asked: BackfillRequest
-    ) -> tuple[PreviewShown | None, str]:
+    ) -> tuple[dict[str, Any] | None, str]:
         """The preview, or None and the reason why nothing can be counted."""
         try:
             with spent(f"The query for the rows of {card.runner.label} or for the chosen ones"):
@@ -342,45 +340,26 @@ def _cancel(request: HttpRequest, batch: Batch) -> str:
     return f"{cancelled} {then}"
 
 
-@dataclass(frozen=True)
-class RunningChunk:
-    worker: str
-    since: str
-    done: str
-    doing: str
-
-
-def _running(chunk: Any, may_read: Collection[int]) -> RunningChunk:
+def _running(chunk: Any, may_read: Collection[int]) -> dict[str, str]:
     """The columns of a chunk that a worker has; its body's words are payload of the row."""
-    return RunningChunk(
-        worker=chunk.worker,
-        since=time_since(chunk.started_at),
-        done=some_of(chunk.size - chunk.left, chunk.size),
-        doing=words_of_chunk(chunk) if chunk.doing and chunk.doing["run"] in may_read else "",
-    )
+    return {
+        "worker": chunk.worker,
+        "since": time_since(chunk.started_at),
+        "done": some_of(chunk.size - chunk.left, chunk.size),
+        "doing": words_of_chunk(chunk) if chunk.doing and chunk.doing["run"] in may_read else "",
+    }
 
 
-@dataclass(frozen=True)
-class Cause:
-    """A group of a batch's failures: its columns. `query` leads to the list of its runs."""
-
-    words: str
-    exception_class: str
-    runs: str
-    query: str
-
-
-def _cause(batch: Batch, group: FailureGroup, *, is_open: bool) -> Cause:
+def _cause(batch: Batch, group: FailureGroup, *, is_open: bool) -> dict[str, str]:
     """The columns of a group; the exception stands for a message that the user may not see."""
-    query = {"batch": batch.pk, "state": "failed", "group": group.key}
-    query["exception"] = group.exception_class
-    words = group.heading if is_open else ""
-    return Cause(
-        words or group.exception_class,
-        group.exception_class if words else "",
-        number(group.runs),
-        urlencode(query),
-    )
+    words, name = group.heading if is_open else "", group.exception_class
+    query = {"batch": batch.pk, "state": "failed", "group": group.key, "exception": name}
+    return {
+        "words": words or name,
+        "exception_class": name if words else "",
+        "runs": number(group.runs),
+        "query": urlencode(query),
+    }
 
 
 def _figures(batch: Batch, left: int, *, is_held: bool, is_stuck: bool) -> list[Figure]:

@@ -1,6 +1,6 @@
 """Failures in groups by error and message pattern."""
 
-from dataclasses import dataclass
+from typing import Any
 from urllib.parse import urlencode
 
 from django.contrib import admin
@@ -10,9 +10,9 @@ from django.utils.translation import gettext as _, gettext_noop, ngettext
 from autorun.admin.markup import time_since
 from autorun.admin.pages import PageAdmin, page
 from autorun.admin.row_access import open_runs
-from autorun.admin.tables import Shape, columns, runner_name, runner_options
+from autorun.admin.tables import columns, runner_name, runner_options
 from autorun.models import Failure
-from autorun.observe.failures import FailureGroup, RecentFailures, RecentGroup, recent_failures
+from autorun.observe.failures import RecentFailures, RecentGroup, recent_failures
 from autorun.state.parameters import SINCE, read_one_of, read_text
 from autorun.state.words import number
 
@@ -24,23 +24,6 @@ SPANS = {
     "30d": gettext_noop("30 days"),
 }
 MOST_GROUPS = 50
-
-
-@dataclass(frozen=True)
-class GroupLine:
-    """One group of failures as the page shows it; `query` leads to the list of its runs."""
-
-    group: FailureGroup
-    runner: str
-    is_earlier: bool
-    #: Whether the user may see its messages.
-    is_open: bool
-    first: str
-    last: str
-    trend: list[Shape]
-    runs: str
-    attempts: str
-    query: str
 
 
 @admin.register(Failure)
@@ -103,7 +86,8 @@ def _earlier(attempts: int) -> str:
 
 def _line(
     found: RecentFailures, recent: RecentGroup, *, label: str, since: str, is_open: bool
-) -> GroupLine:
+) -> dict[str, Any]:
+    """The columns of a group; if it `is_open`, the user may see its messages."""
     group, runners = recent.group, {**found.labels, **found.former}
     runner = runner_name(label or runners.get(group.node_id, "")) or group.title
     attempts = ngettext("%s attempt", "%s attempts", recent.attempts) % number(recent.attempts)
@@ -113,15 +97,15 @@ def _line(
     runs = {"group": group.key, "exception": group.exception_class, "since": since}
     runs |= {"runner": label} if label else {}
     runs |= {"state": "failed"} if group.runs else {}
-    return GroupLine(
-        group=group,
-        runner=f"{runner} v{group.version}",
-        is_earlier=group.node_id not in found.labels,
-        is_open=is_open,
-        first=time_since(group.first_at),
-        last=time_since(group.last_at),
-        trend=columns([(0, each) for each in recent.times]),
-        runs=number(group.runs),
-        attempts=attempts,
-        query=urlencode(runs),
-    )
+    return {
+        "group": group,
+        "runner": f"{runner} v{group.version}",
+        "is_earlier": group.node_id not in found.labels,
+        "is_open": is_open,
+        "first": time_since(group.first_at),
+        "last": time_since(group.last_at),
+        "trend": columns([(0, each) for each in recent.times]),
+        "runs": number(group.runs),
+        "attempts": attempts,
+        "query": urlencode(runs),
+    }

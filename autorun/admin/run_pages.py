@@ -1,9 +1,5 @@
 """The list of runs, the page of one run, and the actions on many."""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode
 
@@ -45,49 +41,31 @@ FOLDED = 3_000
 MORE = frozenset(["trigger", "exception", "batch", "worker", "ended_from", "ended_until"])
 
 
-@dataclass(frozen=True)
-class RunLine:
-    """One run in the list: its columns. `analysis` is '' if it is named like the runner."""
-
-    pk: int
-    row: str
-    is_deleted: bool
-    state: str
-    state_words: str
-    is_stale: bool
-    runner: str
-    analysis: str
-    trigger: str
-    batch_id: int | None
-    attempts: int
-    seconds: str
-    when: str
-
-    @classmethod
-    def of(cls, run: Run, name: row_access.Name, *, is_stale: bool) -> RunLine:
-        chunk, origin = run.chunk, origin_of(run.chunk)
-        word = _(ORIGINS[origin].word) if origin else "—"
-        if run.finished_at:
-            when = time_since(run.finished_at)
-        elif chunk.started_at:
-            when = format_html(_("started {}"), time_since(chunk.started_at))
-        else:
-            when = format_html(_("planned {}"), time_since(chunk.created_at))
-        return cls(
-            pk=run.pk,
-            row=str(name),
-            is_deleted=name.is_gone,
-            state=state_of(run),
-            state_words=state_in_words(run),
-            is_stale=is_stale,
-            runner=name_of_run(run),
-            analysis="" if run.node.title == runner_name(chunk.runner) else run.node.title,
-            trigger=name_of_batch(chunk.batch) if chunk.batch else word,
-            batch_id=chunk.batch_id,
-            attempts=run.attempts,
-            seconds=duration(run.seconds),
-            when=when,
-        )
+def _line(run: Run, name: row_access.Name, *, is_stale: bool) -> dict[str, Any]:
+    """The columns of a run in the list; `analysis` is '' if it is named like the runner."""
+    chunk, origin = run.chunk, origin_of(run.chunk)
+    word = _(ORIGINS[origin].word) if origin else "—"
+    if run.finished_at:
+        when = time_since(run.finished_at)
+    elif chunk.started_at:
+        when = format_html(_("started {}"), time_since(chunk.started_at))
+    else:
+        when = format_html(_("planned {}"), time_since(chunk.created_at))
+    return {
+        "pk": run.pk,
+        "row": str(name),
+        "is_deleted": name.is_gone,
+        "state": state_of(run),
+        "state_words": state_in_words(run),
+        "is_stale": is_stale,
+        "runner": name_of_run(run),
+        "analysis": "" if run.node.title == runner_name(chunk.runner) else run.node.title,
+        "trigger": name_of_batch(chunk.batch) if chunk.batch else word,
+        "batch_id": chunk.batch_id,
+        "attempts": run.attempts,
+        "seconds": duration(run.seconds),
+        "when": when,
+    }
 
 
 @admin.register(Run)
@@ -104,7 +82,8 @@ class RunAdmin(ActingOnRuns):
         if not problems:
             found, is_all = _page_of(chosen, after, is_by_time=is_by_time)
         written = chosen.written()
-        tally = take_tally()
+        tally, stale = take_tally(), stale_among(found.runs)
+        seen = row_access.seen_rows(request, self.admin_site, found.runs)
         total = len(found.runs) if is_all else chosen.number()
         is_exact = is_all or not written
         older = None if found.after is None else urlencode({**written, "after": str(found.after)})
@@ -114,7 +93,7 @@ class RunAdmin(ActingOnRuns):
             _("Runs"),
             tally=tally,
             chosen=chosen,
-            lines=self._lines(request, found.runs),
+            lines=[_line(run, seen[run.pk].name, is_stale=run.pk in stale) for run in found.runs],
             problems=problems,
             lead=_lead(chosen, total, is_exact=is_exact, is_by_time=is_by_time),
             all_words=_all_matching(total if is_exact else 0),
@@ -132,11 +111,6 @@ class RunAdmin(ActingOnRuns):
             has_more=not MORE.isdisjoint(written),
             actions=allowed(request),
         )
-
-    def _lines(self, request: HttpRequest, runs: Sequence[Run]) -> list[RunLine]:
-        seen = row_access.seen_rows(request, self.admin_site, runs)
-        stale = stale_among(runs)
-        return [RunLine.of(run, seen[run.pk].name, is_stale=run.pk in stale) for run in runs]
 
     @page("<int:run_id>/change/")
     def change(self, request: HttpRequest, run_id: int) -> HttpResponse:

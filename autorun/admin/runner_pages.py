@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -68,27 +68,6 @@ CHANGES = {
 }
 
 
-@dataclass(frozen=True)
-class VersionLine:
-    version: str
-    is_current: bool
-    is_candidate: bool
-    configuration: str
-    since: str
-    succeeded: str
-    failed: str
-    unfinished: str
-
-
-@dataclass(frozen=True)
-class ConfigurationLine:
-    key: str
-    value: str
-    change: str
-    words: str
-    before: str
-
-
 class RunnerPages(ShowingResults):
     tab = "overview"
 
@@ -98,6 +77,7 @@ class RunnerPages(ShowingResults):
         versions, tally = progresses_and_tally(versions_of(runner))
         card = cards.card_of(runner, versions)
         now, shows = card.node, sees_texts(request, self.admin_site, runner)
+        candidate = candidate_of(runner, versions)
         older = [node for node in versions if now is None or node.created_at < now.created_at]
         batches = Batch.objects.filter(runner=label).defer("scope").order_by("-pk")[:NEWEST_BATCHES]
         return self.render(
@@ -112,8 +92,8 @@ class RunnerPages(ShowingResults):
             configuration=_compared(runner, now, older[0] if older else None),
             previous=older[0].version if older else "",
             versions=[
-                _version(*version, card, candidate=candidate_of(runner, versions))
-                for version in versions.items()
+                _version(node, found, is_current=node == now, is_candidate=node == candidate)
+                for node, found in versions.items()
             ],
             batches=batch_lines(batches, tally),
             facts=_facts(runner),
@@ -300,18 +280,20 @@ class RunnerPages(ShowingResults):
         return self.back(request, self.url("autorun_node_runner", label))
 
 
-def _version(
-    node: Node, found: Progress, card: cards.Card, *, candidate: Node | None
-) -> VersionLine:
+def _version(node: Node, found: Progress, **marks: bool) -> dict[str, Any]:
     is_about = node.is_crowded and found.unfinished > 0  # type: ignore[attr-defined]
-    unfinished = number(found.unfinished, is_about=is_about)
-    numbers = number(found.succeeded), number(found.failed), unfinished
-    configuration, since = as_json(without_secrets(node.configuration)), time_since(node.created_at)
-    marks = node == card.node, node == candidate
-    return VersionLine(node.version, *marks, configuration, since, *numbers)
+    return marks | {
+        "version": node.version,
+        "configuration": as_json(without_secrets(node.configuration)),
+        "since": time_since(node.created_at),
+        "succeeded": number(found.succeeded),
+        "failed": number(found.failed),
+        "unfinished": number(found.unfinished, is_about=is_about),
+    }
 
 
-def _compared(runner: Runner, node: Node | None, previous: Node | None) -> list[ConfigurationLine]:
+def _compared(runner: Runner, node: Node | None, previous: Node | None) -> list[dict[str, str]]:
+    """Each argument of the configuration, and what it was in the previous version."""
     try:
         now = configuration_of(runner) if node is None else node.configuration
     except Exception:  # noqa: BLE001  the card says what is wrong
@@ -326,7 +308,8 @@ def _compared(runner: Runner, node: Node | None, previous: Node | None) -> list[
         change = ""
         if now.get(key) != before.get(key) or bool(old) != bool(new):
             change = ("changed" if old else "added") if new else "removed"
-        lines.append(ConfigurationLine(key, new, change, _(CHANGES.get(change, "")), old))
+        in_words = _(CHANGES[change]) if change else ""
+        lines.append({"key": key, "value": new, "change": change, "words": in_words, "before": old})
     return lines
 
 

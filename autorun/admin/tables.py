@@ -135,41 +135,28 @@ def columns(numbers: Sequence[tuple[int, int]]) -> list[Shape]:
     return [Shape(*each) for each in outlines.items()]
 
 
-@dataclass(frozen=True)
-class BatchLine:
-    pk: int
-    name: str
-    description: str
-    runner: str
-    state: tuple[str, str]
-    bar: Bar
-    runs: str
-    requested_by: str
-    started: str
-
-
 def counts_of(batches: Iterable[Batch], tally: Tally) -> dict[int, BatchCounts]:
     """The counts of each batch by its id, estimated for nodes in `tally.crowd`; one query."""
     about = {batch.pk: batch.node_id in tally.crowd for batch in batches}
     return batch_counts(about, [pk for pk, is_about in about.items() if is_about])
 
 
-def batch_lines(batches: Iterable[Batch], tally: Tally) -> list[BatchLine]:
-    """A line for each batch; one query for all, and that of the batches."""
+def batch_lines(batches: Iterable[Batch], tally: Tally) -> list[dict[str, Any]]:
+    """The columns of each batch; one query for all, and that of the batches."""
     found = list(batches)
     counts = counts_of(found, tally)
     return [
-        BatchLine(
-            pk=batch.pk,
-            name=capfirst(name_of_batch(batch)),
-            description=_(batch.description),
-            runner=runner_name(batch.runner),
-            state=state_of_batch(batch, counts[batch.pk], is_stuck=batch.node_id in tally.stuck),
-            bar=stacked(parts_of(batch, counts[batch.pk], tally)),
-            runs=_runs(batch, counts[batch.pk]),
-            requested_by=requester(batch.requested_by) or "—",
-            started=time_since(batch.created_at),
-        )
+        {
+            "pk": batch.pk,
+            "name": capfirst(name_of_batch(batch)),
+            "description": _(batch.description),
+            "runner": runner_name(batch.runner),
+            "state": state_of_batch(batch, counts[batch.pk], is_stuck=batch.node_id in tally.stuck),
+            "bar": stacked(parts_of(batch, counts[batch.pk], tally)),
+            "runs": _runs(batch, counts[batch.pk]),
+            "requested_by": requester(batch.requested_by) or "—",
+            "started": time_since(batch.created_at),
+        }
         for batch in found
     ]
 
