@@ -29,8 +29,7 @@ from autorun.admin.pages import (
     require,
     who,
 )
-from autorun.admin.row_access import message_for, open_runs, sees_texts
-from autorun.admin.row_states import runners_of
+from autorun.admin.row_access import message_for, open_runs, runners_of, sees_texts
 from autorun.admin.selections import model_of
 from autorun.admin.tables import (
     BATCH_STATES,

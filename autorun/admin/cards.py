@@ -15,10 +15,8 @@ from django.utils.translation import gettext as _
 from autorun.admin.markup import time_since
 from autorun.admin.tables import (
     BATCH_STATES,
-    Bar,
     Figure,
     Part,
-    Shape,
     columns,
     runner_name,
     stacked,
@@ -147,7 +145,7 @@ class Card(Standing):
         return "" if self.node is None else time_since(self.node.held_at)
 
     @property
-    def bar(self) -> Bar:
+    def bar(self) -> dict[str, Any]:
         return stacked(self.parts)
 
     @property
@@ -224,7 +222,7 @@ class Card(Standing):
         return _results(self.progress.succeeded, self.progress.failed)
 
     @property
-    def trend(self) -> list[Shape]:
+    def trend(self) -> list[tuple[str, str]]:
         """The results of each of the last 24 hours as columns; none if all are of one hour."""
         hours = [(hour.succeeded, hour.failed) for hour in self.activity.hours]
         return columns(hours) if sum(map(any, hours)) > 1 else []

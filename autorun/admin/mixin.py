@@ -23,6 +23,7 @@ from django.utils.translation import gettext as _, gettext_lazy
 from autorun.admin import markup, row_states
 from autorun.admin.markup import as_json, prose, rendered, time_since
 from autorun.admin.pages import Permission, address_of, sees_payload
+from autorun.admin.row_access import runners_of
 from autorun.admin.selections import ChosenRows, keep
 from autorun.admin.stories import explanation_of, state_in_words
 from autorun.admin.tables import name_of_run, runner_name
@@ -57,7 +58,7 @@ class AutorunAdminMixin(ModelAdmin):
     autorun_runners: ClassVar[Sequence[type[Runner] | str] | None] = None
 
     def check(self, **kwargs: Any) -> list[CheckMessage]:
-        shown = check_shown(self, row_states.runners_of(self.model))
+        shown = check_shown(self, runners_of(self.model))
         return [*super().check(**kwargs), *shown]
 
     def get_list_display(self, request: HttpRequest) -> list[Any]:
@@ -155,7 +156,7 @@ class AutorunAdminMixin(ModelAdmin):
             runs.append((url, name_of_run(run), *state, run.attempts, when))
         runners = []
         with budget():
-            for each in row_states.runners_of(self.model):
+            for each in runners_of(self.model):
                 reason = prose(explanation_of(each, instance, NONE).reason)
                 url = address_of(self.admin_site, "node_why", each.label)
                 runners.append((url, runner_name(each.label), reason))
@@ -169,7 +170,7 @@ class AutorunAdminMixin(ModelAdmin):
         return rendered("panel", context)
 
     def _shows_panel(self, request: HttpRequest, obj: Any) -> bool:
-        return obj is not None and _may_view(request) and bool(row_states.runners_of(self.model))
+        return obj is not None and _may_view(request) and bool(runners_of(self.model))
 
 
 def _results(runs: Sequence[Run], site: admin.AdminSite) -> list[dict[str, Any]]:

@@ -2,10 +2,9 @@
 
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from itertools import chain
 from tempfile import TemporaryFile
-from typing import Any, Self
+from typing import Any
 from wsgiref.util import FileWrapper
 
 from asgiref.sync import sync_to_async
@@ -45,37 +44,6 @@ MOST_COMPARED = 5_000
 PIECE = 1 << 16
 
 
-@dataclass(frozen=True)
-class News:
-    """The sentence about a version that is new or held; "" about any other."""
-
-    words: str
-    is_held: bool
-
-    @classmethod
-    def of(
-        cls,
-        runner: Runner,
-        now: Node | None,
-        versions: Mapping[Node, Progress],
-        next_sweep: cards.NextSweep,
-    ) -> Self:
-        """The news of the runner's node `now` among the `versions_of` the runner."""
-        is_held = now is not None and now.held_at is not None
-        # `versions_of` has annotated it.
-        is_new = bool(versions) if now is None else now.is_new  # type: ignore[attr-defined]
-        if not (is_held or is_new):
-            return cls("", is_held)
-        count = None if now is None else cards.Counted.read(now.counted, versions[now])
-        if count is not None and not (count.pending or is_held):
-            return cls("", is_held)
-        version, pending = runner.get_analysis().version, None if count is None else count.pending
-        sentence = about_version(
-            version, now, pending, is_swept=not next_sweep.is_off, next_sweep=next_sweep.at
-        )
-        return cls(sentence, is_held)
-
-
 class ShowingResults(PageAdmin):
     @page("<str:label>/compare/")
     def compare(self, request: HttpRequest, label: str) -> HttpResponse:
@@ -106,7 +74,8 @@ class ShowingResults(PageAdmin):
             runner=runner,
             name=name,
             versions=pair,
-            news=News.of(runner, now, versions, cards.next_sweeps([runner])[label]),
+            now=now,
+            news=news_of(runner, now, versions, cards.next_sweeps([runner])[label]),
             candidate=candidate,
             found=found,
             is_large=is_large,
@@ -206,6 +175,29 @@ async def _without_blocking(pieces: Iterator[str | bytes]) -> AsyncIterator[str 
     finally:
         if isinstance(pieces, FileWrapper):
             pieces.close()
+
+
+def news_of(
+    runner: Runner,
+    now: Node | None,
+    versions: Mapping[Node, Progress],
+    next_sweep: cards.NextSweep,
+) -> str:
+    """The sentence about the runner's node `now`, one of its `versions_of`, if it is new or held.
+
+    '' about any other.
+    """
+    is_held = now is not None and now.held_at is not None
+    # `versions_of` has annotated it.
+    is_new = bool(versions) if now is None else now.is_new  # type: ignore[attr-defined]
+    count = None if now is None else cards.Counted.read(now.counted, versions[now])
+    is_done = count is not None and not count.pending
+    if not is_held and (is_done or not is_new):
+        return ""
+    version, pending = runner.get_analysis().version, None if count is None else count.pending
+    return about_version(
+        version, now, pending, is_swept=not next_sweep.is_off, next_sweep=next_sweep.at
+    )
 
 
 def versions_of(runner: Runner) -> list[Node]:

@@ -261,6 +261,16 @@ def find_row(request: HttpRequest, site: AdminSite, runner: Runner, key: str) ->
     return model._base_manager.using(database).filter(pk=primary_key).first()
 
 
+def runners_of(model: type[Model]) -> list[Runner]:
+    """The registered runners that process rows of `model` or of a proxy of it."""
+    found = []
+    for runner in registry.runners():
+        with suppress(AutorunError):  # a system check says what is wrong with it
+            if runner.get_model()._meta.concrete_model is model._meta.concrete_model:
+                found.append(runner)
+    return found
+
+
 def database_of(runner: Runner) -> str:
     """The database of the runner's rows; that of its model if a hook of the runner raises."""
     try:
@@ -375,8 +385,7 @@ def _primary_keys(model: type[Model], runs: Iterable[Run]) -> dict[int, Any]:
 
 
 def _database_of(model: type[Model]) -> str:
-    for runner in registry.runners():
+    for runner in runners_of(model):
         with suppress(AutorunError):  # a system check says what is wrong with it
-            if runner.get_model()._meta.concrete_model is model:
-                return hooks.database_of(runner)
+            return hooks.database_of(runner)
     return router.db_for_read(model)

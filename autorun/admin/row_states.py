@@ -2,7 +2,6 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from itertools import chain
 from typing import Any
 
@@ -16,6 +15,7 @@ from django.utils.translation import gettext as _
 
 from autorun.admin.markup import rendered
 from autorun.admin.pages import address_of
+from autorun.admin.row_access import runners_of
 from autorun.admin.selections import is_exact
 from autorun.admin.tables import runner_name
 from autorun.declare import registry
@@ -201,17 +201,6 @@ class WithStatus(ChangeList):
         states = _states(self.model, list(self.result_list), list(nodes.values()))
         for column, node_id in nodes.items():
             column.states = states[node_id]
-
-
-def runners_of(model: type[Any]) -> list[Runner]:
-    """The registered runners that process rows of `model` or of a proxy of it."""
-    concrete = model._meta.concrete_model
-    found = []
-    for runner in registry.runners():
-        with suppress(AutorunError):  # a system check says what is wrong with it
-            if runner.get_model()._meta.concrete_model is concrete:
-                found.append(runner)
-    return found
 
 
 def runners_shown(model_admin: Any) -> list[Runner]:

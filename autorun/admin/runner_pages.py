@@ -26,7 +26,7 @@ from autorun.admin.pages import (
     sees_payload,
     who,
 )
-from autorun.admin.result_pages import News, ShowingResults, candidate_of, versions_of
+from autorun.admin.result_pages import ShowingResults, candidate_of, news_of, versions_of
 from autorun.admin.row_access import find_row, message_for, name_of, quotes_for, sees_texts
 from autorun.admin.selections import asked_by
 from autorun.admin.stories import explanation_of, runs_behind
@@ -97,7 +97,8 @@ class RunnerPages(ShowingResults):
             ],
             batches=batch_lines(batches, tally),
             facts=_facts(runner),
-            news=News.of(runner, now, versions, card.next_sweep),
+            now=now,
+            news=news_of(runner, now, versions, card.next_sweep),
             edits=edits([runner] if now and now.has_other_code else []),  # type: ignore[attr-defined]
             paused_because=now.paused_because if now is not None and shows else "",
             held_up=[

@@ -71,36 +71,8 @@ class Part:
         return f"{self.count} {self.words}"
 
 
-@dataclass(frozen=True)
-class Rectangle:
-    """A rectangle of a chart; `name` gives its colour."""
-
-    name: str
-    x: str
-    y: str
-    width: str
-    height: str
-    title: str = ""
-
-
-@dataclass(frozen=True)
-class Shape:
-    """The columns of one colour, which `name` gives, as the outline of an SVG path."""
-
-    name: str
-    outline: str
-
-
-@dataclass(frozen=True)
-class Bar:
-    """A stacked bar; its label says the same in words."""
-
-    label: str
-    rectangles: Sequence[Rectangle]
-
-
-def stacked(parts: Iterable[Part], *, empty: str = "") -> Bar:
-    """The parts side by side over the whole width."""
+def stacked(parts: Iterable[Part], *, empty: str = "") -> dict[str, Any]:
+    """The parts side by side over the whole width; the label says the same in words."""
     shown = [part for part in parts if part.number > 0]
     total = sum(part.number for part in shown)
     widths = [max(NARROWEST, WIDTH * part.number / total) for part in shown]
@@ -109,13 +81,17 @@ def stacked(parts: Iterable[Part], *, empty: str = "") -> Bar:
     x = 0.0
     for part, width in zip(shown, widths, strict=True):
         size = f"{width * scale:.2f}"
-        rectangles.append(Rectangle(part.name, f"{x:.2f}", "0", size, "10", str(part)))
+        rectangles.append({"part": part, "x": f"{x:.2f}", "width": size})
         x += width * scale
-    return Bar(", ".join(map(str, shown)) or empty or _("No runs yet"), rectangles)
+    label = ", ".join(map(str, shown)) or empty or _("No runs yet")
+    return {"label": label, "rectangles": rectangles}
 
 
-def columns(numbers: Sequence[tuple[int, int]]) -> list[Shape]:
-    """A column for each (succeeded, failed), the second on top of the first."""
+def columns(numbers: Sequence[tuple[int, int]]) -> list[tuple[str, str]]:
+    """A column for each (succeeded, failed), the second on top of the first.
+
+    Those of one colour are the outline of one SVG path, under the name of the colour.
+    """
     highest = max((good + bad for good, bad in numbers), default=0) or 1
     outlines: dict[str, str] = {}
 
@@ -132,7 +108,7 @@ def columns(numbers: Sequence[tuple[int, int]]) -> list[Shape]:
                 draw(name, index, bottom, height)
         if not good and not bad:
             draw("nothing", index, HEIGHT - 3, 3)
-    return [Shape(*each) for each in outlines.items()]
+    return list(outlines.items())
 
 
 def counts_of(batches: Iterable[Batch], tally: Tally) -> dict[int, BatchCounts]:
