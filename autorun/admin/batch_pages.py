@@ -5,6 +5,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from django.contrib import admin, messages
+from django.db.models import Exists, OuterRef
 from django.http import Http404, HttpRequest, HttpResponse
 from django.utils.text import capfirst
 from django.utils.translation import gettext as _, gettext_noop, ngettext
@@ -313,7 +314,10 @@ class BatchAdmin(PageAdmin):
         }
 
     def _get(self, batch_id: int) -> Any:
-        batch = Batch.objects.defer("scope").select_related("node").filter(pk=batch_id).first()
+        of_analysis = {name: OuterRef(f"node__{name}") for name in ("title", "content_type")}
+        others = Node.objects.filter(**of_analysis).exclude(version=OuterRef("node__version"))
+        found = Batch.objects.defer("scope").annotate(has_versions=Exists(others))
+        batch = found.select_related("node").filter(pk=batch_id).first()
         if batch is None:
             raise Http404(f"There is no batch {batch_id}.")
         return batch
@@ -387,7 +391,6 @@ def _figures(batch: Batch, left: int, *, is_held: bool, is_stuck: bool) -> list[
                 activity.seconds_left(left),
                 is_paused=is_held or batch.state == Batch.State.PAUSED,
                 is_stuck=is_stuck,
-                otherwise=_("unknown"),
             ),
         ]
     if batch.finished_at:

@@ -107,7 +107,7 @@ class Card(Standing):
             ("error", _("cannot run") * bool(self.error)),
             ("stuck", _("no worker") * self.is_stuck),
             ("paused", _("paused") * bool(self.paused_since)),
-            ("parked", number_in("held up", found.parked)),
+            ("parked", number_in("parked", found.parked)),
             ("failed", number_in("failed", found.failed)),
             ("running", number_in("in progress", found.unfinished, is_about=self.is_about)),
             ("paused", _("sweeps held") * bool(self.held_since)),
@@ -191,16 +191,11 @@ class Card(Standing):
 
     @property
     def figures(self) -> list[Figure]:
-        is_done = self.counted is not None and not self.counted.pending
-        sweep, idle = self.next_sweep, _("all done") if is_done else _("idle")
+        sweep, is_paused = self.next_sweep, bool(self.paused_since)
+        left = time_left(self.seconds_left, is_paused=is_paused, is_stuck=self.is_stuck)
+        under_way = [Figure(_("Rate"), self.rate, otherwise=_("idle")), left]
         return [
-            Figure(_("Rate"), self.rate, otherwise=_("idle")),
-            time_left(
-                self.seconds_left,
-                is_paused=bool(self.paused_since),
-                is_stuck=self.is_stuck,
-                otherwise=_("unknown") if self.progress.unfinished else idle,
-            ),
+            *(under_way if self.progress.unfinished else ()),
             Figure(_("Median run"), duration(self.run_seconds), otherwise=_("not measured")),
             Figure(_("Next sweep"), time_since(sweep.at), otherwise=sweep.words),
         ]

@@ -99,7 +99,7 @@ class ChosenRows:
 
     def _words(self, rows: int | None = None) -> str:
         if self.keys is not None:
-            return "of one key" if rows == 1 else f"among {rows:,} keys"
+            return "of one key" if rows == 1 else f"among {rows:,} chosen rows"
         # Not the filter itself: a search may contain the data of a row.
         names = self.get_model()._meta.verbose_name_plural
         return f"of {names} that the admin shows for {'a' if self.query else 'no'} filter"

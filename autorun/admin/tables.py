@@ -45,12 +45,12 @@ class Figure:
         return self.note if self.value else self.otherwise
 
 
-def time_left(seconds: float | None, *, is_paused: bool, is_stuck: bool, otherwise: str) -> Figure:
+def time_left(seconds: float | None, *, is_paused: bool, is_stuck: bool) -> Figure:
     """The time until all runs have finished, or the reason why it is not known."""
     if is_paused or is_stuck:
         otherwise = _("paused") if is_paused else _("no worker is processing it")
         return Figure(_("Time left"), otherwise=otherwise)
-    return Figure(_("Time left"), estimate(seconds), otherwise=otherwise)
+    return Figure(_("Time left"), estimate(seconds), otherwise=_("unknown"))
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,10 @@ class WorkerAtWork:
         return _(self.state) if self.state else ""
 
     @property
+    def mark(self) -> str:
+        return {"silent": "warning", "ended": "idle"}.get(self.state, "paused")
+
+    @property
     def may_be_drained(self) -> bool:
         """Whether it runs, and reads the note: other processes than Celery's workers do not."""
         return not self.state and _is_of_celery(self.name)

@@ -261,7 +261,7 @@ def _of_runs(progresses: Mapping[Node, Progress], broken: int) -> Iterator[Fact]
     if failed:
         yield Fact("failures", "error", number_in("failed", failed))
     if parked := sum(each.parked for each in progresses.values()):
-        yield Fact("held_up", "warning", number_in("held up", parked))
+        yield Fact("held_up", "warning", number_in("parked", parked))
     if paused := sum(node.paused_at is not None for node in progresses):
         yield Fact("paused", "warning", number_in("paused", paused))
     if held := sum(node.held_at is not None for node in progresses):

@@ -100,7 +100,9 @@ class Scope:
         if self.pks is not None and self.only == "failed":
             words = [f"retry of {counted(len(self.pks), 'row')}", *words[2:]]
         elif self.pks is not None:
-            words.append(f"among {len(self.pks):,} keys" if len(self.pks) != 1 else "of one key")
+            words.append(
+                f"among {len(self.pks):,} chosen rows" if len(self.pks) != 1 else "of one key"
+            )
         return " ".join(words) + ", again" * self.force
 
 

@@ -112,7 +112,7 @@ def number_in(state: str, value: int, *, is_about: bool = False) -> str:
     message = {
         "succeeded": ngettext("%s succeeded", "%s succeeded", value),
         "failed": ngettext("%s failed", "%s failed", value),
-        "held up": ngettext("%s held up", "%s held up", value),
+        "parked": ngettext("%s parked", "%s parked", value),
         "in progress": ngettext("%s in progress", "%s in progress", value),
         "pending": ngettext("%s pending", "%s pending", value),
         "stale": ngettext("%s stale", "%s stale", value),

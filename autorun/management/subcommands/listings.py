@@ -51,8 +51,7 @@ class Workers(Subcommand):
             ("=worker", "state", "queues", "at work on", "#chunks", "oldest", "#runs", "last seen"),
             [
                 (
-                    *(each.name, each.state_in_words, each.queues, each.runners),
-                    f"{each.chunks:,}",
+                    *(each.name, each.state, each.queues, each.runners, f"{each.chunks:,}"),
                     *(ago(each.since) if each.since else "", f"{each.runs:,}"),
                     ago(each.last_seen) if each.last_seen else "",
                 )
