@@ -18,6 +18,7 @@ from autorun.observe.glance import take_tally
 from autorun.observe.listing import EMPTY_SWEEP
 from autorun.observe.run_states import describe_batch
 from autorun.planning import batches
+from autorun.planning.scope import Scope
 from autorun.state.counts import BatchCounts, batch_counts
 from autorun.state.managers import ChunkQuerySet
 from autorun.state.origins import CANCELLED
@@ -82,7 +83,10 @@ class Batches(Subcommand):
             (counts.left, "remaining", ""),
         )
         parts = [(f", {number:,} {word}", style) for number, word, style in numbers if number]
-        self.terminal.say(f"  {moment(batch.created_at)}  {batch.planned:,} planned", *parts)
+        plain = ("", str(Scope()))
+        rows = "" if batch.description in plain else f"{batch.description}: "
+        when = f"  {moment(batch.created_at)}  {rows}"
+        self.terminal.say(f"{when}{batch.planned:,} planned", *parts)
         if batch.reason:
             self.terminal.hint(f"  {batch.reason}")
 

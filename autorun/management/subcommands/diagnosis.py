@@ -146,7 +146,7 @@ class Failures(_WithLog):
                 for group in groups
             ]
         )
-        self._show(groups, labels, former, logs)
+        self._show(groups, labels, former, logs, is_of_one=runner is not None)
         # No runner has the others' version now, so nothing would ever make them succeed.
         present = [group for group in groups if group.node_id in labels]
         if options["check"] and present:
@@ -158,12 +158,16 @@ class Failures(_WithLog):
         labels: Mapping[int, str],
         former: Mapping[int, str],
         logs: Mapping[int, str],
+        *,
+        is_of_one: bool,
     ) -> None:
         if not groups:
-            self.terminal.say(("No failed runs.", "green"))
+            of_version = " of the present version" * is_of_one
+            self.terminal.say((f"No failed runs{of_version}.", "green"))
             return
         zone = f" ({timezone.localtime():%Z})" if settings.USE_TZ else ""
-        in_order = sorted(groups, key=lambda each: each.node_id not in labels)
+        newest_first = sorted(groups, key=lambda each: each.last_at, reverse=True)
+        in_order = sorted(newest_first, key=lambda each: each.node_id not in labels)
         for node_id in dict.fromkeys(each.node_id for each in in_order):
             of_node = [each for each in groups if each.node_id == node_id]
             runs = counted(runs_in(of_node), "failed run")
@@ -177,7 +181,7 @@ class Failures(_WithLog):
                     for each in of_node
                 ],
             )
-            for each in of_node:
+            for each in of_node if label else ():
                 heading = f"The newest run of {each.cause} ended with:"
                 self._show_log(logs.get(each.run_id, ""), heading, lines=3)
             retry = f"Retry them: manage.py autorun retry {label}"

@@ -24,8 +24,8 @@ from autorun.observe.run_states import describe_run
 from autorun.planning.scope import Scope
 from autorun.state.words import counted, harmless, in_one_line, moment
 
-#: A text in JSON that is too long for a line, such as a picture; the start of it is shown.
-LONG_TEXT = re.compile(r'("[^"\\]{40})[^"\\]{20,}"')
+#: A text that is too long for a line, such as a picture; the start of it is shown.
+LONG_TEXT = re.compile(r"""((["'])[^"'\\]{40})[^"'\\]{20,}\2""")
 
 
 class Outputs(Subcommand):
@@ -54,7 +54,7 @@ class Outputs(Subcommand):
             [
                 (
                     *(run.key_text, moment(run.finished_at)[5:16]),
-                    LONG_TEXT.sub(r'\1…"', json.dumps(outputs.get(run.pk), ensure_ascii=False)),
+                    _in_short(json.dumps(outputs.get(run.pk), ensure_ascii=False)),
                 )
                 for run in runs
             ],
@@ -191,5 +191,12 @@ def _line(change: OutputChange) -> tuple[str | Text, ...]:
     medians = (
         "" if each is None else f"{each:g}" for each in (change.median_before, change.median_after)
     )
-    rows = (in_one_line(f"{each.key}: {each.before!r} -> {each.after!r}") for each in change.rows)
+    rows = (
+        in_one_line(_in_short(f"{each.key}: {each.before!r} -> {each.after!r}"))
+        for each in change.rows
+    )
     return change.name, f"{change.different:,}", *medians, Text("\n".join(rows))
+
+
+def _in_short(text: str) -> str:
+    return LONG_TEXT.sub(r"\1…\2", text)

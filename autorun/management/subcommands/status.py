@@ -329,7 +329,8 @@ def _new_or_held(state: RunnerState) -> list[Text]:
         return []
     is_swept = state.schedule != schedule(None)
     sentence = about_version(state.version, node, state.pending, is_swept=is_swept)
-    command = f"manage.py autorun {'resume' if is_held else 'hold'} {state.runner.label}"
+    verb = "resume" if is_held else "hold"
+    command = f"{verb.capitalize()} sweeps: manage.py autorun {verb} {state.runner.label}"
     return [Text(f"  {sentence}", style="magenta"), Text(f"  {command}", style="dim")]
 
 
