@@ -13,9 +13,11 @@ from autorun.declare.interruption import Termination
 from autorun.dispatch.publishing import redirected
 from autorun.dispatch.releasing import release
 from autorun.exceptions import ConfigurationError, ImproperRunner, NotRegistered
+from autorun.execution.execute import execute
 from autorun.execution.work import Work
 from autorun.models import Batch, Chunk, Run
 from autorun.planning import batches, passes, rows, windows
+from autorun.planning.named import plan_keys
 from autorun.planning.on_demand import go_on, sweep_now
 from autorun.planning.scope import Scope
 from autorun.state.clock import from_now, new_chunk_id
@@ -584,6 +586,34 @@ def test_of_no_batch_of_a_cancelled_runner_does_a_run_start(documents):
         Batch.objects.update(expires_at=from_now(-1))
         assert cancel_batches() == 0
     assert set(Batch.objects.values_list("state", "expires_at")) == {(Batch.State.CANCELLED, None)}
+
+
+@pytest.mark.parametrize("point", ["cancel.batch", "cancel.runs:2"])
+def test_no_run_without_a_batch_starts_once_its_runner_is_cancelled(
+    documents, sent, point, set_constants
+):
+    set_constants(batches, CHUNKS_AT_ONCE=1)
+    runner = declare(BATCH_SIZE=1, WINDOW=4)
+    with installed(runner):
+        keys = [document.pk for document in documents]
+        failed = runner().backfill(Document.objects.filter(pk=keys[0]))
+        Batch.objects.filter(pk=failed.pk).update(state=Batch.State.FAILED)
+        for key in keys[1:]:
+            plan_keys(runner(), [key])
+        with crashed_at(point):
+            interventions.cancel_runner(runner().label)
+        left = Chunk.objects.unfinished().count()
+        release(failed.node_id)
+        for chunk in Chunk.objects.queued():
+            execute(chunk.pk)
+        assert Chunk.objects.unfinished().count() == left >= len(keys) - 1
+        assert cancel_batches() == 0
+        Chunk.objects.being_cancelled().update(expires_at=from_now(-1))
+        assert cancel_batches() == left
+        assert cancel_batches() == 0
+
+        assert runner().pending().count() == len(keys)
+        assert not Chunk.objects.unfinished().exists()
 
 
 def test_a_chunk_that_is_started_while_its_batch_is_cancelled_goes_on(documents):

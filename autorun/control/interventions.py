@@ -357,4 +357,6 @@ def cancel_runner(label: str, *, reason: str = "") -> int:
     Return how many. The runner need not be registered.
     """
     unfinished = Batch.objects.unfinished().filter(runner=label)
-    return batches.cancel_all(unfinished, Chunk.objects.filter(runner=label), reason=reason)
+    chunks = Chunk.objects.filter(runner=label)
+    loose = chunks.exclude(batch__in=unfinished)
+    return batches.cancel_all(unfinished, chunks, loose=loose, reason=reason)

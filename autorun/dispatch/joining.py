@@ -67,7 +67,7 @@ def _from(first: Any, kind: Mapping[str, Any]) -> QuerySet[Any, Any]:
     A run that was retried or put off may have to stay alone.
     """
     retried = Run.objects.filter(chunk=OuterRef("pk"), attempts__gt=0)
-    is_plain = ~Exists(retried) & Q(not_before=None, reason="", postponed_by="")
+    is_plain = ~Exists(retried) & Q(not_before=None, reason="", postponed_by="", expires_at=None)
     chunks = Chunk.objects.waiting().filter(pk__gte=first.pk, **kind).order_by("pk")
     return chunks.values_list("pk", ExpressionWrapper(is_plain, BooleanField()), Chunk.RUNS_LEFT)
 

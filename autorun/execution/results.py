@@ -246,7 +246,7 @@ class _Recording:
             # One that was finished waits again if it still has pending runs.
             pending = Run.objects.pending().filter(chunk_id=OuterRef("pk"))
             unended = self.lease.held().filter(Exists(pending))
-            unended.update(state=Chunk.State.WAITING, finished_at=None)
+            unended.update(state=Chunk.State.WAITING, finished_at=None, expires_at=None)
         if any(map(_failure_of, results)):
             Failure.objects.bulk_create(_failures(self.lease, results, written))
         crash_point("finish.failures")

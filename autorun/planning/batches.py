@@ -46,6 +46,7 @@ MOST_REASON = 4_000
 #: The most that one transaction cancels; a single chunk may have more runs.
 CHUNKS_AT_ONCE = 500
 RUNS_AT_ONCE = 20_000
+MARKED_AT_ONCE = 5_000
 #: Seconds after which a page or a round of upkeep leaves the rest of a cancelled batch to the next.
 CANCEL_WITHIN = 3.0
 
@@ -244,26 +245,31 @@ def resume(batch: Batch) -> bool:
 def cancel(batch: Batch, *, reason: str = "", within: float = math.inf) -> int:
     """Cancel the batch's runs that have not started, and return how many; see `cancel_all`."""
     chunks = Chunk.objects.filter(batch_id=batch.pk)
-    return cancel_all(Batch.objects.filter(pk=batch.pk), chunks, reason=reason, within=within)
+    loose = Chunk.objects.none() if batch.is_unfinished else chunks
+    chosen = Batch.objects.filter(pk=batch.pk)
+    return cancel_all(chosen, chunks, loose=loose, reason=reason, within=within)
 
 
 def cancel_all(
     chosen: BatchQuerySet[Batch],
     chunks: ChunkQuerySet[Chunk],
     *,
+    loose: ChunkQuerySet[Chunk],
     reason: str = "",
     within: float = math.inf,
 ) -> int:
     """Cancel the chosen batches, and the runs of `chunks` that have not started. Return how many.
 
-    Running ones continue. This takes short transactions. Meanwhile no run of the batches starts;
-    upkeep cancels what is left of them after `within` seconds, or if this process dies. Each row
-    gets its last result for the same input back, or is pending.
+    `loose` are those of the chunks that are not of an unfinished batch. Running ones continue. This
+    takes short transactions. Meanwhile none of the runs starts; upkeep cancels what is left of them
+    after `within` seconds, or if this process dies. Each row gets its last result for the same
+    input back, or is pending.
     """
 
-    def work() -> int:
-        # By their ids: on MariaDB any other condition waits for batches in open transactions.
+    def begin_cancelling() -> BatchQuerySet[Batch]:
+        # By their ids: on MariaDB any other condition waits for rows in open transactions.
         batches = Batch.objects.filter(pk__in=list(chosen.values_list("pk", flat=True)))
+        ids = list(loose.unstarted().values_list("pk", flat=True))
         batches.unfinished().update(
             state=Batch.State.CANCELLED,
             reason=reason,
@@ -271,6 +277,13 @@ def cancel_all(
             expires_at=ends_at(),
             finished_at=DatabaseNow(),
         )
+        for begin in range(0, len(ids), MARKED_AT_ONCE):
+            some = Chunk.objects.filter(pk__in=ids[begin : begin + MARKED_AT_ONCE]).unstarted()
+            some.update(cancelling=[], expires_at=ends_at())
+        return batches
+
+    def work() -> int:
+        batches = repeated_on_conflict(begin_cancelling)
         crash_point("cancel.batch")
         number = _cancel_rest(batches, chunks, within=within)
         return number if within == math.inf else number + unstarted_runs(chunks)
@@ -291,6 +304,12 @@ def continue_cancelling(batch_id: int) -> int:
     is_ours = cancelled.lapsed().update(expires_at=ends_at())
     chunks = Chunk.objects.filter(batch_id=batch_id)
     return _cancel_rest(cancelled, chunks, within=CANCEL_WITHIN) if is_ours else 0
+
+
+def cancel_begun() -> int:
+    """Cancel the chunks that a process has begun to cancel and left. Return how many runs."""
+    begun = Chunk.objects.being_cancelled().filter(expires_at__lte=DatabaseNow())
+    return _cancel_rest(Batch.objects.none(), begun, within=CANCEL_WITHIN)
 
 
 def counts(batch: Batch) -> BatchCounts:

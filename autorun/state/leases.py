@@ -22,6 +22,7 @@ from django.db.models import (
     ExpressionWrapper,
     F,
     OuterRef,
+    Q,
     QuerySet,
 )
 from django.db.models.functions import Greatest
@@ -126,7 +127,8 @@ def start(chunk: Chunk, *, read_runs: Callable[..., Any] | None = None) -> Lease
 
 @prepared_update
 def _start() -> tuple[QuerySet[Chunk], dict[str, Any]]:
-    return Chunk.objects.queued().filter(pk=Slot("chunk_id"), token=Slot("read")), {
+    is_kept = Q(expires_at=None) | Q(cancelling__isnull=True)  # no process is cancelling it
+    return Chunk.objects.queued().filter(is_kept, pk=Slot("chunk_id"), token=Slot("read")), {
         "state": Chunk.State.RUNNING,
         "token": Slot("token"),
         "started_at": DatabaseNow(),
@@ -188,7 +190,7 @@ def give_back(chunk: Chunk) -> bool:
 
 def park(chunk: Chunk, reason: str) -> bool:
     """Set a queued chunk aside until its runner is back. Return whether it was unchanged."""
-    parked = {"state": Chunk.State.PARKED, "reason": reason, "expires_at": None}
+    parked = {"state": Chunk.State.PARKED, "reason": reason}
     return bool(_as_read(chunk).update(**parked, token=F("token") + 1))
 
 

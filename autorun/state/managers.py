@@ -105,6 +105,10 @@ class ChunkQuerySet(QuerySet[Row]):
         """Running chunks whose lease has run out."""
         return self.running().filter(expires_at__lte=DatabaseNow())
 
+    def being_cancelled(self) -> Self:
+        """Chunks that are leased to be cancelled, apart from any batch, and cannot start."""
+        return self.unstarted().filter(expires_at__isnull=False, cancelling__isnull=False)
+
     def unfollowed(self) -> Self:
         """Finished chunks whose lease has run out before what follows them was planned."""
         return self.finished().filter(expires_at__lte=DatabaseNow())

@@ -49,7 +49,7 @@ POINTS = {
     "writes.copied": "notes of written rows are copied for a batch or upkeep; they are still there",
     "writes.taken": "a portion of the notes has become rows of a batch; more may follow",
     "upkeep.counted": "messages are counted as sent again; they are not sent",
-    "cancel.batch": "a batch is cancelled; its chunks are not",
+    "cancel.batch": "a batch is cancelled, and chunks of none are held; no run is cancelled",
     "cancel.runs": "runs of a chunk are cancelled; earlier results are not current again",
     "cancel.started": "running runs that are to be cancelled are; the chunk's counts are as before",
     "cancel.undone": "earlier results are current again; the chunk's counts are as before",

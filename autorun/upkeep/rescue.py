@@ -196,7 +196,8 @@ def _reopen(chunk_id: int, labels: Mapping[str, Sequence[str]]) -> int:
         chunk.is_folded, chunk.size = False, pending
     else:
         _uncount(chunk, pending, found)
-    chunk.state, chunk.finished_at, chunk.publications = Chunk.State.WAITING, None, 0
+    chunk.state, chunk.publications = Chunk.State.WAITING, 0
+    chunk.finished_at = chunk.expires_at = None
     chunk.token = new_token()
     chunk.save(using=settings.DATABASE)
     if chunk.batch_id is not None:

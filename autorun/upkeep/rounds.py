@@ -158,9 +158,10 @@ def finish_batches() -> int:
 
 
 def cancel_batches() -> int:
-    """Cancel what is left of cancelled batches. Return how many runs."""
-    left = Batch.objects.cancelled().lapsed()
-    return sum_of_each(batches.continue_cancelling, left.values_list("pk", flat=True), name="Batch")
+    """Cancel what is left of cancelled batches and runners. Return how many runs."""
+    left = Batch.objects.cancelled().lapsed().values_list("pk", flat=True)
+    of_batches = sum_of_each(batches.continue_cancelling, left, name="Batch")
+    return of_batches + batches.cancel_begun()
 
 
 def _now_and_then(turn: str, every: float, step: Callable[[], int]) -> Callable[[], int]:
