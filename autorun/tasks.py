@@ -84,7 +84,7 @@ def plan(
     try:
         with soft_limit_ignored():
             if not subscribers:
-                delivery.write_down({model_label: set(pks)})
+                delivery.write_down({model_label: delivery.storable(model_label, pks)})
                 return
             if model_label.startswith(RELATED):
                 plan_related(subscribers, label, pks)

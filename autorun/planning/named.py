@@ -235,6 +235,7 @@ def plan_related(
 def _plan(
     runner: Runner, lookup: str, values: Sequence[Any], *, priority: int, is_suspect: bool
 ) -> None:
+    values = primary_keys(runner, values, lookup=lookup)
     rows = hooks.every_row(runner).filter(**{f"{lookup}__in": values}).order_by()
     keys = list(rows.values_list("pk", flat=True)[: MOST_ROWS + 1])
     if len(keys) > MOST_ROWS:

@@ -15,16 +15,16 @@ from autorun.declare import hooks
 from autorun.declare.base import Runner
 from autorun.declare.console import SILENT
 from autorun.declare.hooks import as_plain, database_of
-from autorun.declare.inputs import value_annotations
+from autorun.declare.inputs import input_of, value_annotations
 from autorun.declare.nodes import node_id_of
 from autorun.declare.registry import dependencies_of, inputs_from, sets_before
-from autorun.declare.sets import OWNER, Each, MembersInput, rows_in
+from autorun.declare.sets import OWNER, PK, Each, MembersInput, rows_in
 from autorun.exceptions import WorkerLost
 from autorun.models import UNPREPARED, Failure, Run
 from autorun.planning import fingerprints
 from autorun.planning.samples import in_sample
 from autorun.state.exception_text import name_exception
-from autorun.state.keys import NOT_A_KEY, Key, key_kind
+from autorun.state.keys import NOT_A_KEY, Key, key_kind, kind_of
 from autorun.state.logs import get_logger
 from autorun.state.transactions import Halving
 from autorun.state.user_code import UserCode
@@ -97,9 +97,10 @@ def _passing(runner: Runner, rows: models.QuerySet[Any], *, log_level: int) -> m
     return passed.order_by()  # by related rows, it would drop the rows without one
 
 
-def primary_keys(runner: Runner, keys: Collection[Any]) -> list[Any]:
-    """`keys` as values of the primary key; logs and skips what cannot be one."""
-    kind = key_kind(runner.get_model())
+def primary_keys(runner: Runner, keys: Collection[Any], *, lookup: str = PK) -> list[Any]:
+    """`keys` as values of the primary key, or of a lookup; logs and skips what cannot be one."""
+    model = runner.get_model()
+    kind = key_kind(model) if lookup == PK else kind_of(input_of(model, lookup).field)
     found = []
     for key in keys:
         try:

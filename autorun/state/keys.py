@@ -192,6 +192,17 @@ def as_json(pks: Iterable[Any]) -> list[Key]:
     return [pk if type(pk) is int else str(pk) for pk in pks]
 
 
+def is_storable(key: object) -> bool:
+    """Whether autorun's database can store `key`, which may be any value of JSON, as one."""
+    if not isinstance(key, str):
+        return type(key) in (int, float)
+    try:
+        key.encode()  # no database stores lone surrogates
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in key or connections[settings.DATABASE].vendor != "postgresql"
+
+
 def concrete(model: type[models.Model]) -> type[models.Model]:
     """The model whose table has the rows: that of a proxy, else `model` itself."""
     return model._meta.concrete_model or model

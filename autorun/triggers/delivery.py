@@ -26,6 +26,7 @@ from autorun.declare.sets import RELATED, Related, label_of_related
 from autorun.dispatch import publishing
 from autorun.exceptions import AutorunError
 from autorun.models import SpilledTrigger
+from autorun.state.keys import is_storable
 from autorun.state.logs import get_logger
 from autorun.state.probes import crash_point
 
@@ -38,6 +39,7 @@ DELETED = "deleted:"
 #: Begins the label of rows that triggers in the database have noted.
 WRITTEN = "written:"
 KEYS_PER_MESSAGE = 1_000
+SOME_KEYS = 5  # that a line of the log names
 
 CAPACITY = 10_000  # primary keys that may wait before a save moves them to the database
 LINGER = 0.02  # seconds, or as long as leaves the thread a fortieth of the time
@@ -152,6 +154,20 @@ def spill(saved: Mapping[str, set[Any]]) -> None:
     except Exception:
         line = "%s: %d saved rows could not be stored. The next sweep finds them."
         logger.exception(line, _labels(saved), _count(saved))
+
+
+def storable(label: object, keys: object) -> set[Any]:
+    """Those of a message's keys that the database can store; logs the others.
+
+    Raises ValueError for a message that no process of autorun has sent.
+    """
+    longest = SpilledTrigger._meta.get_field("model_label").max_length or 0
+    is_label = isinstance(label, str) and 0 < len(label) <= longest and "\0" not in label
+    if not (is_label and is_storable(label)) or not isinstance(keys, (list, tuple, set)):
+        raise ValueError(f"{label!a:.100} and {keys!a:.100} do not name saved rows.")
+    if others := [key for key in keys if not is_storable(key)]:
+        logger.warning("%s: some keys are of no row, such as %.200a.", label, others[:SOME_KEYS])
+    return {key for key in keys if is_storable(key)}
 
 
 def write_down(saved: Mapping[str, set[Any]]) -> None:
