@@ -519,6 +519,22 @@ def test_a_count_is_continued_only_from_what_was_counted_here(page, runner, clie
     assert "123456" not in str(Node.objects.values_list("counted", flat=True))
 
 
+def test_the_paragraphs_of_a_docstring_are_not_broken_where_its_source_is(admin_client) -> None:
+    def documented(value: str) -> str:
+        """Measure it.
+
+        As it is given, and
+        once more.
+        - twice
+        """
+        return value
+
+    with installed(declare(documented)):
+        page = admin_client.get(reverse("admin:autorun_node_runner", args=["tests.EchoRunner"]))
+
+    assert "Measure it.\n\nAs it is given, and once more.\n- twice</p>" in page.text
+
+
 def test_the_log_leads_to_the_page_of_what_it_is_about(runner, client) -> None:
     client.force_login(scenes.add_user("admin", is_superuser=True))
 

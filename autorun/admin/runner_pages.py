@@ -1,6 +1,7 @@
 """The page of each runner, and the actions on it."""
 
 import inspect
+import re
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -60,6 +61,8 @@ COUNTING_SECONDS = 0.8
 NEWEST_BATCHES = 10
 #: Rows on which a new version is tried.
 TRIED = 10
+#: A line break of the source within a paragraph of a docstring, and not before an item of a list.
+_WRAPPED = re.compile(r"(?<!\n)\n(?=[^\s\-*\d])")
 #: How an argument differs from the previous version, and the words before its value there.
 CHANGES = {
     "added": gettext_noop("added"),
@@ -261,7 +264,7 @@ class RunnerPages(ShowingResults):
             "title": analysis.title,
             "version": analysis.version,
             "location": analysis.location,
-            "about": prose(inspect.getdoc(analysis.function) or ""),
+            "about": prose(_WRAPPED.sub(" ", inspect.getdoc(analysis.function) or "")),
             "source": source,
         }
 
