@@ -650,7 +650,8 @@ def test_failures_of_an_earlier_version_are_cleared(documents):
 
         assert f"Clear: manage.py autorun ignore {LABEL} --failed" in printed
         assert "3 failed runs ignored" in cleared
-        assert "No failed runs" in typed("failures")
+        assert typed("failures") == "No failed runs.\n"
+        assert typed("failures", LABEL) == "No failed runs of the present version.\n"
 
 
 def test_failures_within_a_time(documents, failing):
@@ -1343,6 +1344,9 @@ def test_retry(documents, failing):
 def test_a_runner_is_paused_and_goes_on(documents, runner):
     assert f"{LABEL} paused;" in typed("pause", LABEL)
     assert "was already paused;" in typed("pause", LABEL)
+    hints = typed("status", LABEL)
+    assert "Resume paused runners: manage.py autorun resume RUNNER" in hints
+    assert "Start pending rows" not in hints
     runner.run()
     assert "6 waiting, paused" in typed("status", LABEL)
     assert "resumed." in typed("resume", LABEL)

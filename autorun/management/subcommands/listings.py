@@ -11,9 +11,9 @@ from autorun.management.subcommands.subcommand import Subcommand
 from autorun.observe.at_work import workers_at_work
 from autorun.observe.listing import MOST_COMPARED, RunFilter
 from autorun.observe.run_states import STATES, describe_run, stale_among, state_of
-from autorun.state.draining import drain, undrain
+from autorun.state.draining import drain, pulse_of, seen, undrain
 from autorun.state.parameters import SINCE
-from autorun.state.words import ago, duration, moment
+from autorun.state.words import ago, duration, moment, suggestion
 
 FILTERS = ("runner", "state", "worker", "batch", "row", "since", "ended_from", "ended_until")
 
@@ -34,14 +34,16 @@ class Workers(Subcommand):
         if options["drain"] and options["undrain"]:
             raise CommandError("Choose one of --drain and --undrain.")
         if worker := options["drain"]:
+            running = {each.name for each in workers_at_work()}
+            if worker not in running and pulse_of(worker) not in seen():
+                hint = suggestion(worker, running, otherwise="See: manage.py autorun workers")
+                raise CommandError(f"No running worker has the name {worker}. {hint}")
             outcome = " takes no more chunks." if drain(worker) else " was drained already."
             self.terminal.say((worker, "bold"), outcome)
         if worker := options["undrain"]:
             outcome = " takes chunks again." if undrain(worker) else " was not drained."
             self.terminal.say((worker, "bold"), outcome)
         found = workers_at_work()
-        if (worker := options["drain"]) and worker not in {each.name for each in found}:
-            self.terminal.hint(f"No running worker has the name {worker}.")
         self.terminal.json([asdict(each) for each in found])
         if not found:
             self.terminal.say("No worker is running.")

@@ -157,8 +157,10 @@ class Status(Subcommand):
             self.terminal.hint("Why runs failed: manage.py autorun failures")
         if any(state.held_up for state in states):
             self.terminal.hint("Why rows are held up: manage.py autorun doctor")
-        if any(state.pending for state in states):
+        if any(state.pending and not state.paused_at for state in states):
             self.terminal.hint("Start pending rows: manage.py autorun sweep RUNNER")
+        if any(state.paused_at for state in states):
+            self.terminal.hint("Resume paused runners: manage.py autorun resume RUNNER")
 
     def _watch(self, runners: list[Runner], *, with_pending: bool) -> None:
         console = self.terminal.console
@@ -325,7 +327,8 @@ def _why_paused(state: RunnerState) -> list[Text]:
 
 def _new_or_held(state: RunnerState) -> list[Text]:
     node, is_held = state.node, state.held_at is not None
-    if not (is_held or (state.is_new and state.pending != 0)):
+    will_start = state.is_new and state.pending != 0 and not state.paused_at
+    if not (is_held or will_start):
         return []
     is_swept = state.schedule != schedule(None)
     sentence = about_version(state.version, node, state.pending, is_swept=is_swept)
