@@ -543,3 +543,18 @@ def test_after_an_eager_task_that_raises_the_others_are_executed() -> None:
         celery_app.tasks.unregister(task.name)
 
     assert executed == ["first", "second"]
+
+
+def test_rows_are_delivered_although_code_of_the_project_ends_the_threads_that_it_finds(connect_to):
+    ends, taken = iter([SystemExit(), KeyboardInterrupt()]), []
+
+    def publish(messages: Any) -> None:
+        if (end := next(ends, None)) is not None:
+            raise end
+        taken.extend(messages)
+
+    connect_to(publish)
+    delivery.submit({LABEL: {1}})
+
+    assert delivery.wait_until_idle()
+    assert [message.args for message in taken] == [(LABEL, [1])]

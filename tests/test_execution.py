@@ -1,5 +1,6 @@
 """Execution: runs from the moment a worker has them."""
 
+import ctypes
 import datetime as dt
 import os
 import signal
@@ -33,6 +34,7 @@ from autorun.upkeep.rounds import upkeep
 from tests.crashes import AWAY, failing_at
 from tests.engine import current_runs, declare, installed, leased, offer, statuses, work_off
 from tests.library.models import Document
+from tests.waiting import until
 
 pytestmark = pytest.mark.django_db
 
@@ -385,7 +387,7 @@ def test_a_body_that_takes_too_long_is_stopped(documents):
 
 
 def test_a_keeper_outlives_an_error(documents, set_constants, caplog):
-    raised = iter([ValueError("unexpected"), LeaseLost()])
+    raised = iter([ValueError("unexpected"), SystemExit(), KeyboardInterrupt(), LeaseLost()])
 
     class Faulty(Keeper):
         def _check(self):
@@ -405,7 +407,28 @@ def test_a_keeper_outlives_an_error(documents, set_constants, caplog):
     assert next(raised, None) is None
     with pytest.raises(LeaseLost):  # nothing more of it is begun
         keeper.work.next_call(Termination())
-    assert "its keeper continues" in caplog.text
+    assert caplog.text.count("its keeper continues") == 3
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_keeper_in_whose_thread_a_body_raises_keeps_the_lease(settings, caplog):
+    settings.AUTORUN = {"HEARTBEAT": 0.1}
+
+    def raise_in_keeper(value):
+        (keeper,) = (each for each in threading.enumerate() if each.name == "autorun-keeper")
+        raise_in = ctypes.pythonapi.PyThreadState_SetAsyncExc
+        assert raise_in(ctypes.c_ulong(keeper.ident), ctypes.py_object(SystemExit)) == 1
+        until(lambda: "its keeper continues" in caplog.text)
+        before = Chunk.objects.get().expires_at
+        until(lambda: Chunk.objects.get().expires_at > before)
+
+    Document.objects.create(title="a")
+    runner = declare(raise_in_keeper)
+    with installed(runner):
+        runner().run()
+        work_off()
+
+        assert runner().progress().succeeded == 1
 
 
 def releases_fail():

@@ -77,8 +77,10 @@ class Keeper:
         is_urgent = chunk.priority >= chunk.Priority.LIVE
         self._may_give_way = is_adaptive and chunk.size > 1 and not is_urgent
         try:
-            while not self._stop.wait(self._interval()):
+            while True:
                 try:
+                    if self._stop.wait(self._interval()):
+                        return
                     self._check()
                 except LeaseLost:
                     self.work.abandon()
@@ -87,7 +89,7 @@ class Keeper:
                     # The lease outlasts several heartbeats; the next one may succeed.
                     logger.warning("%s: no heartbeat: %s", self._name(), error)
                     connections[settings.DATABASE].close()
-                except Exception:
+                except BaseException:  # which a body may have raised in this thread
                     # Without a keeper the lease would run out, and the chunk would run twice.
                     logger.exception("%s: its keeper continues.", self._name())
         finally:

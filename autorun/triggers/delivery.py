@@ -260,6 +260,10 @@ class _Deliverer:
             began_at = time.monotonic()
             try:
                 delivered = not taken or deliver(taken)
+            except BaseException:  # noqa: BLE001  a body may have raised it in this thread
+                delivered = False
+                with self._changed:
+                    _merge(self._waiting, taken)
             finally:
                 ended_at = time.monotonic()
                 linger = min(max(LINGER, 40 * (ended_at - began_at)), LONGEST_LINGER)
