@@ -30,7 +30,7 @@ from autorun.declare import page_time, registry
 from autorun.declare.interruption import within
 from autorun.declare.nodes import forget_nodes
 from autorun.exceptions import RunTimeout
-from autorun.models import Batch, Chunk, Failure, Node, Pulse, Run
+from autorun.models import Batch, Chunk, Failure, Node, Pulse, Run, SpilledTrigger
 from autorun.observe.glance import Tally, progresses_and_tally, take_tally
 from autorun.planning import batches
 from autorun.planning.counting import Count
@@ -849,9 +849,8 @@ def test_tasks_that_wait_for_a_busy_worker_are_not_stuck(runner) -> None:
     Chunk.objects.filter(state=Chunk.State.RUNNING).delete()
     Chunk.objects.filter(state=Chunk.State.QUEUED).update(published_at=long_ago)
     batch = batches.begin(runner, Batch.Trigger.SWEEP)
-    busy = Chunk.objects.create(
-        node=other, runner="lab.Other", size=1, state=Chunk.State.RUNNING, worker="w@host:1:a"
-    )
+    old = {"pk": clock.first_chunk_id_at(long_ago), "node": other, "runner": "lab.Other", "size": 1}
+    busy = Chunk.objects.create(**old, state=Chunk.State.RUNNING, worker="w@host:1:a")
 
     def stuck(**chunk: Any) -> bool:
         Chunk.objects.filter(pk=busy.pk).update(**chunk)
@@ -864,8 +863,17 @@ def test_tasks_that_wait_for_a_busy_worker_are_not_stuck(runner) -> None:
     beside_none = stuck()
     beside_another_queue = stuck(expires_at=clock.from_now(60), queue="another")
     beside_a_chunk = stuck(queue="")
+    leased = {"keys": [1], "tries": 1, "expires_at": clock.from_now(60)}
+    spilled = SpilledTrigger.objects.create(model_label="library.Document", **leased)
+    beside_stored_rows = stuck(queue="another")
+    spilled.delete()
+    saved = Chunk.objects.create(**old | {"pk": clock.new_chunk_id()}, state=Chunk.State.FINISHED)
+    beside_saved_rows = stuck()
+    saved.delete()
 
+    assert stuck()
     assert (beside_planning, beside_a_chunk) == (False, False)
+    assert (beside_stored_rows, beside_saved_rows) == (False, False)
     assert (beside_none, beside_another_queue) == (True, True)
 
 

@@ -1,10 +1,12 @@
 """How many runs of a node or a batch are in which state, from the counts that chunks keep."""
 
+import datetime as dt
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
-from operator import add
+from functools import reduce
+from operator import add, or_
 from typing import Any
 
 from django.db import connections
@@ -23,8 +25,8 @@ from django.db.models import (
 )
 
 from autorun.conf import settings
-from autorun.models import Batch, Chunk, Node, Run
-from autorun.state.clock import DatabaseNow, from_now
+from autorun.models import Batch, Chunk, Node, Run, SpilledTrigger
+from autorun.state.clock import DatabaseNow, first_chunk_id_at, from_now
 from autorun.state.managers import NOT_WAITING, UNFINISHED, ChunkQuerySet
 
 #: Chunks whose runs wait because their body has raised RetryLater.
@@ -156,7 +158,7 @@ def left_for_long() -> Q:
     long_ago = from_now(-STUCK_SECONDS)
     is_queued = Q(state=Chunk.State.QUEUED, published_at__lte=long_ago)
     is_left = is_queued | Q(state=Chunk.State.RUNNING, expires_at__lte=long_ago)
-    is_planning = Q(_planning(), queue=settings.QUEUE or "")
+    is_planning = _planning() & Q(queue=settings.QUEUE or "")
     return is_left & ~is_planning & ~Q(_executing(OuterRef("queue")))
 
 
@@ -164,7 +166,7 @@ def unplanned_for_long() -> Q:
     """The condition that the planning of a batch has long stopped while no worker is busy."""
     is_left = Q(state=Batch.State.RUNNING, planned_at=None)
     is_left &= Q(expires_at__lte=from_now(-STUCK_SECONDS))
-    return is_left & ~Q(_planning()) & ~Q(_executing(Value(settings.QUEUE or "")))
+    return is_left & ~_planning() & ~Q(_executing(Value(settings.QUEUE or "")))
 
 
 def _executing(queue: Any) -> Exists:
@@ -172,9 +174,17 @@ def _executing(queue: Any) -> Exists:
     return Exists(Chunk.objects.running().filter(queue=queue, expires_at__gt=DatabaseNow()))
 
 
-def _planning() -> Exists:
-    """Whether a worker plans a batch."""
-    return Exists(Batch.objects.unplanned().filter(expires_at__gt=DatabaseNow()))
+def _planning() -> Q:
+    """Whether a worker plans a batch, or saved rows."""
+    leased = {"expires_at__gt": DatabaseNow()}
+    # The messages of saved rows have no lease, but leave chunks of no batch.
+    recent = dt.datetime.now(dt.UTC) - dt.timedelta(seconds=STUCK_SECONDS)
+    traces = (
+        Batch.objects.unplanned().filter(**leased),
+        SpilledTrigger.objects.filter(tries__gt=0, **leased),
+        Chunk.objects.filter(pk__gte=first_chunk_id_at(recent), batch=None),
+    )
+    return reduce(or_, map(Q, map(Exists, traces)))
 
 
 def _with_work(node_ids: list[int]) -> tuple[Any, Any]:
