@@ -5,6 +5,7 @@ import logging
 import django
 import pytest
 from django.core import mail
+from django.views.debug import SafeExceptionReporterFilter
 
 from autorun.analysis import Analysis
 from autorun.broker.transport import path_of
@@ -90,11 +91,17 @@ def _of_the_broker():
 
 def test_what_is_no_secret_is_shown():
     configuration = {"colour": "green", "max_tokens": 5, "use_auth": True, "sizes": [1, [2]]}
+    configuration["session"] = "ses-01"
 
     assert without_secrets(configuration) == configuration
     for text in (
         *("http://host:80/a?page=1&sigma=5", "mail a@b.c", "password: This field is required."),
-        *("the bearer of authorization", "api_key: missing", "f(signature=None)"),
+        *(
+            "cookie: missing",
+            "the bearer of authorization",
+            "api_key: missing",
+            "f(signature=None)",
+        ),
     ):
         assert masked(text) == text
 
@@ -108,11 +115,32 @@ def test_what_is_no_secret_is_shown():
         "curl -H 'X-Api-Key: SECRET'",
         '{"X-Api-Key": "SECRET"}',
         "no user for Bearer SECRET-SECRET-SECRET",
+        "Set-Cookie: a=SECRET; Path=/",
+        "request had sessionid=SECRET",
     ],
 )
 def test_a_header_with_a_secret_is_masked(text):
     assert "SECRET" not in masked(text)
     assert list(secrets_in({"header": text})) == ["header"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("auth", "authorization", "bearer", "cookie", "cookies", "credential", "credentials"),
+        *("passphrase", "sessionid", "SESSION_KEY", "sessionCookie", "private-key", "apikey"),
+    ],
+)
+def test_a_name_of_a_secret_is_known(name):
+    configuration = {"service": {name: "SECRET"}}
+
+    assert list(secrets_in(configuration)) == [f"service.{name}"]
+    assert "SECRET" not in str(without_secrets(configuration))
+
+
+@pytest.mark.parametrize("name", SafeExceptionReporterFilter.hidden_settings.pattern.split("|"))
+def test_what_djangos_error_reports_mask_is_masked(name):
+    assert "SECRET" not in str(without_secrets({f"my_{name.lower()}_a": "SECRET"}))
 
 
 def test_a_secret_is_found_at_any_depth():

@@ -4,13 +4,16 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from django.views.debug import SafeExceptionReporterFilter
+
 STARS = "********"
 
 #: The user and password of a URL, up to the last @: a password may contain one, or a slash.
 _LOGIN = re.compile(r"(?<=://)([^\s/@:\"']*)(?:(:)(?:(?!://)[^\s\"'])*)?@")
 _WORDS = (
-    *("password", "passwd", "passphrase", "pwd", "secret", "token", "api_key", "apikey", "api-key"),
-    "authorization",
+    *("password", "passwd", "passphrase", "pwd", "secret", "token", "credential", "cookie"),
+    *(f"{kind}{sign}key" for kind in ("api", "access", "private") for sign in ("_", "-", "")),
+    *("authorization", "sessionid", "session_key"),
 )
 #: What every text has that is searched for a secret.
 _SIGNS = (*_WORDS, "sig=", "signature=", "bearer")
@@ -25,16 +28,17 @@ _ASSIGNED = re.compile(
 )
 #: A secret in a line of HTTP headers, or after the word `Bearer`.
 _HEADER = re.compile(
-    rf"((?:authorization|api-key):\s*{_SCHEME}|\bbearer\s+(?=[\w.~+/=-]{{16}}))[^\s\"',;)}}\]]+",
+    rf"((?:authorization|api-key):\s*{_SCHEME}|\bcookie:\s*[\w.-]+=|\bbearer\s+(?=[\w.~+/=-]{{16}}))[^\s\"',;)}}\]]+",
     re.IGNORECASE,
 )
-#: As in Django's error reports.
-_SECRET = re.compile(r"api|auth|token|key|secret|pass|signature|credential|pwd", re.IGNORECASE)
+#: As in Django's error reports, and more; not a session, which scans are taken in.
+_SECRET = re.compile(
+    rf"{SafeExceptionReporterFilter.hidden_settings.pattern}|bearer|{'|'.join(_WORDS)}",
+    re.IGNORECASE,
+)
 #: Whole words of a name that is probably a secret's, and not a keyframe's or an author's.
 _SURE = re.compile(
-    r"(?:^|[_\W])(?:api_?key|access_?key|private_?key|secret|token|password|passwd|passphrase|pwd"
-    r"|credentials?)(?:$|[_\W])",
-    re.IGNORECASE,
+    rf"(?:^|[_\W])(?:{'|'.join(_WORDS)}|credentials|cookies|auth|bearer)(?:$|[_\W])", re.IGNORECASE
 )
 
 
@@ -52,7 +56,8 @@ def masked(text: str) -> str:
 def without_secrets(value: Any, key: object = "") -> Any:
     """A configuration, or the value of one `key`, with stars in place of secrets.
 
-    These are the values of keys that Django's error reports mask, and passwords in URLs.
+    These are the values of keys that Django's error reports mask or that name a secret, and
+    passwords in URLs.
     """
     if isinstance(key, str) and _SECRET.search(key):
         # A number is shown, as that of max_tokens, unless the name is a password's.
