@@ -884,6 +884,11 @@ def test_a_table_that_is_rebuilt_elsewhere_is_reported(watch):
     assert "only sweeps" in warning.msg
 
 
+def status() -> str:
+    call_command("autorun", "status", "--no-pending", stdout=(out := StringIO()))
+    return " ".join(out.getvalue().split())
+
+
 @pytest.mark.faults(48)
 @pytest.mark.parametrize("befalls", ["dropped", "disabled"])
 def test_a_trigger_that_is_gone_is_named_and_put_back_by_migrate(watch, befalls):
@@ -899,8 +904,10 @@ def test_a_trigger_that_is_gone_is_named_and_put_back_by_migrate(watch, befalls)
     [warning] = check_triggers(["default"])
     assert warning.id == "autorun.W211"
     assert "library_document (" in warning.msg
+    assert "do not match the runners: library_document (" in status()
     emit_post_migrate_signal(0, False, "default", plan=[])
 
+    assert "do not match" not in status()
     assert [each.state for each in installing.statuses()] == ["installed"]
     assert list(check_triggers(["default"])) == []
     assert insert("a") == [key for _, key in noted()]

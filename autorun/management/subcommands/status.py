@@ -25,11 +25,15 @@ from autorun.observe.new_versions import about_version, edits, is_new, used_befo
 from autorun.planning.pending import pending, stale
 from autorun.planning.rows import unnameable
 from autorun.state.words import ago, because, duration, estimate, schedule, short_number
+from autorun.triggers.installing import statuses
 
 BAR_WIDTH = 16
 REFRESH_EVERY = 1.0  # seconds
 #: The most of the time that `--watch` runs that counting pending rows may take.
 COUNTING_SHARE = 0.2
+
+#: The states of triggers with which writes are noted.
+FINE = ("installed", "not needed")
 
 #: Words and styles of the counts, in the order they are shown.
 COUNTS = (
@@ -276,7 +280,18 @@ def drawn(states: list[RunnerState], terminal: Terminal) -> Text:
         )
         for state in sorted(states, key=lambda each: each.urgency)
     ]
-    return Text("\n").join([_at_a_glance(states), *chain.from_iterable(lines)])
+    return Text("\n").join([_at_a_glance(states), *_triggers(states), *chain.from_iterable(lines)])
+
+
+def _triggers(states: list[RunnerState]) -> Iterator[Text]:
+    """A line for the tables whose writes the database does not note for these runners."""
+    if any(state.runner.ON_WRITE is True for state in states):
+        wrong = {each.table: each.state for each in statuses()}
+        tables = [f"{table} ({state})" for table, state in wrong.items() if state not in FINE]
+        if tables:
+            sign, style = SIGNS["warning"]
+            words = f"{sign} Triggers of ON_WRITE do not match the runners: {', '.join(tables)}."
+            yield Text(f"{words} See: manage.py autorun triggers", style=style)
 
 
 def _at_a_glance(states: list[RunnerState]) -> Text:
