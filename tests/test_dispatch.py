@@ -704,6 +704,7 @@ def test_work_that_is_handed_out_does_not_wait_for_the_disk_and_results_do(docum
 
     marks = {
         "claimed": "FOR UPDATE SKIP LOCKED",  # the first statement of its transaction
+        "note taken": 'DELETE FROM "autorun_pulse"',
         "started": '"started_at" =',
         "started at once": 'INSERT INTO "autorun_run"',
         "recorded": "s.new_status",

@@ -14,6 +14,7 @@ from autorun.state.clock import NOW_SQL, DatabaseNow, from_now
 from autorun.state.leases import ends_at
 from autorun.state.sql import Fragment, changed_by, insert_ignoring_conflicts, table
 from autorun.state.transactions import unlocked
+from autorun.state.waits import unflushed
 
 #: The part of an interval after which a turn may be taken: two processes' timers differ a little.
 EARLY = 0.8
@@ -133,13 +134,16 @@ def leave_note(name: str) -> bool:
     connection = connections[settings.DATABASE]
     begin, end = insert_ignoring_conflicts(connection)
     values = f"{table(Pulse, connection)} (name, beat_at) VALUES (%s, {NOW_SQL[connection.vendor]})"
-    return changed_by(Fragment(f"{begin} {values} {end}", (name,))) > 0
+    with unflushed(connection):
+        return changed_by(Fragment(f"{begin} {values} {end}", (name,))) > 0
 
 
 def take_note(name: str) -> bool:
     """Remove the note of that name. Return whether there was one."""
-    pulses = table(Pulse, connections[settings.DATABASE])
-    return changed_by(Fragment(f"DELETE FROM {pulses} WHERE name = %s", (name,))) > 0
+    connection = connections[settings.DATABASE]
+    with unflushed(connection):
+        delete = f"DELETE FROM {table(Pulse, connection)} WHERE name = %s"
+        return changed_by(Fragment(delete, (name,))) > 0
 
 
 def note(name: str, beat_at: dt.datetime | Expression) -> None:
