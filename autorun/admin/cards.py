@@ -138,11 +138,11 @@ class Card(Standing):
 
     @property
     def paused_since(self) -> str:
-        return "" if self.node is None else time_since(self.node.paused_at)
+        return time_since(self.paused_at)
 
     @property
     def held_since(self) -> str:
-        return "" if self.node is None else time_since(self.node.held_at)
+        return time_since(self.held_at)
 
     @property
     def bar(self) -> dict[str, Any]:

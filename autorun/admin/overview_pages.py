@@ -84,10 +84,8 @@ class NodeAdmin(RunnerPages):
 
     def _facts(self, found: Sequence[Card], tally: Tally) -> list[tuple[str, str, str]]:
         """The level, the words and the address of each part of the line above the overview."""
-        progresses = {card.node: card.progress for card in found if card.node is not None}
-        broken = sum(bool(card.error) for card in found)
         facts: list[tuple[str, str, str]] = []
-        for each in at_a_glance(progresses, tally, broken=broken):
+        for each in at_a_glance(found, tally):
             name, query = FACT_PAGES[each.topic]
             if "q" in query:  # looks for the words on the cards
                 query = {"q": _(query["q"])}

@@ -89,13 +89,12 @@ def _answer(route: str, *parameters: str) -> Callable[[View], View]:
 def status(_request: HttpRequest) -> dict[str, Any]:
     """Whether all is well, the worst first, and the current runs of all runners by state."""
     found, tally = cards(), take_tally()
-    progresses = {card.node: card.progress for card in found if card.node is not None}
-    facts = at_a_glance(progresses, tally, broken=sum(bool(card.error) for card in found))
-    sums = [asdict(each) for each in progresses.values()]
+    facts = at_a_glance(found, tally)
+    by_node = {card.node: asdict(card.progress) for card in found if card.node is not None}
     return {
         "level": facts[0].level if facts else "ok",
         "facts": [asdict(each) for each in facts],
-        "runs": {name: sum(each[name] for each in sums) for name in asdict(Progress())},
+        "runs": {name: sum(each[name] for each in by_node.values()) for name in asdict(Progress())},
     }
 
 
@@ -256,8 +255,8 @@ def _runner(request: HttpRequest, card: Card, held: Collection[HeldUp]) -> dict[
         "error": card.error,
         "runs": asdict(card.progress),
         "pending": card.counted.pending if card.counted else None,
-        "paused_at": node and node.paused_at,
-        "held_at": node and node.held_at,
+        "paused_at": card.paused_at,
+        "held_at": card.held_at,
         "run_seconds": node and node.run_seconds,
         "held_up": of_runner,
     }

@@ -50,9 +50,19 @@ class Standing:
     error: str = ""
 
     @property
+    def paused_at(self) -> dt.datetime | None:
+        return None if self.node is None else self.node.paused_at
+
+    @property
+    def held_at(self) -> dt.datetime | None:
+        return None if self.node is None else self.node.held_at
+
+    @property
     def seconds_left(self) -> float | None:
         """Seconds until the unfinished runs have finished; None while no run is processed."""
-        return None if self.is_stuck else self.activity.seconds_left(self.progress.unfinished)
+        if self.is_stuck or self.paused_at is not None:
+            return None
+        return self.activity.seconds_left(self.progress.unfinished)
 
     @property
     def run_seconds(self) -> float | None:
@@ -219,14 +229,10 @@ def _numbers_by_node(node_ids: Collection[int], crowd: Collection[int]) -> list[
     ]
 
 
-def at_a_glance(progresses: Mapping[Node, Progress], found: Tally, *, broken: int) -> list[Fact]:
-    """Return what an operator has to know, the worst first; one query.
-
-    `progresses` are those of all current nodes, and `broken` is the number of runners that cannot
-    run.
-    """
+def at_a_glance(standings: Collection[Standing], found: Tally) -> list[Fact]:
+    """Return what an operator has to know of these runners, the worst first; one query."""
     order = ("error", "warning", "ok")
-    facts = [*_of_workers(found), *_of_runs(progresses, broken), *_of_sweeps()]
+    facts = [*_of_workers(found), *_of_runs(standings), *_of_sweeps()]
     return sorted(facts, key=lambda each: order.index(each.level))
 
 
@@ -253,8 +259,9 @@ def _of_workers(found: Tally) -> Iterator[Fact]:
         yield Fact("workers", "ok", _("Workers are running"))
 
 
-def _of_runs(progresses: Mapping[Node, Progress], broken: int) -> Iterator[Fact]:
-    if broken:
+def _of_runs(standings: Collection[Standing]) -> Iterator[Fact]:
+    progresses = {each.node: each.progress for each in standings if each.node is not None}
+    if broken := sum(bool(each.error) for each in standings):
         words = ngettext("%s runner cannot run", "%s runners cannot run", broken)
         yield Fact("runners", "error", words % number(broken))
     failed = sum(each.failed for each in progresses.values())

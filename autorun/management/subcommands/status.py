@@ -1,4 +1,3 @@
-import datetime as dt
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -69,18 +68,6 @@ class RunnerState(Standing):
     skipped: str = ""
     is_new: bool = False
     held_up: list[HeldUp] = field(default_factory=list)
-
-    @property
-    def paused_at(self) -> dt.datetime | None:
-        return None if self.node is None else self.node.paused_at
-
-    @property
-    def held_at(self) -> dt.datetime | None:
-        return None if self.node is None else self.node.held_at
-
-    @property
-    def seconds_left(self) -> float | None:
-        return super().seconds_left if self.paused_at is None else None
 
     @property
     def is_done(self) -> bool:
@@ -295,10 +282,7 @@ def _triggers(states: list[RunnerState]) -> Iterator[Text]:
 
 
 def _at_a_glance(states: list[RunnerState]) -> Text:
-    progresses = {state.node: state.progress for state in states if state.node is not None}
-    broken = sum(bool(state.error) for state in states)
-    facts = at_a_glance(progresses, take_tally(), broken=broken)
-    signed = [(*SIGNS[each.level], each.words) for each in facts]
+    signed = [(*SIGNS[each.level], each.words) for each in at_a_glance(states, take_tally())]
     return Text(" · ").join(Text(f"{sign} {words}", style=style) for sign, style, words in signed)
 
 
