@@ -17,7 +17,7 @@ from autorun.models import UNCHANGING, Batch, Chunk, Node, Run, SpilledTrigger
 from autorun.runner import QuerySetRunner
 from autorun.state.clock import NOW_SQL, new_chunk_id
 from autorun.tasks import plan
-from autorun.upkeep import folding, pruning, spilled
+from autorun.upkeep import folding, spilled
 from bench import competing, stage
 from bench.measuring import Line, Timings, in_turns
 from bench.memory import megabytes
@@ -166,7 +166,7 @@ def _prune_nothing(scale: Scale) -> Line:
             )
         stage.settle()
 
-    contenders: dict[str, Callable[[], object]] = {few: pruning.prune, many: pruning.prune}
+    contenders: dict[str, Callable[[], object]] = {few: folding.prune, many: folding.prune}
     timings = in_turns(contenders, rounds=scale.rounds, before=prepare)
     stage.empty_state()
     return _line(timings, many, few, goal=1.5)(

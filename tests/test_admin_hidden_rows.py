@@ -15,7 +15,7 @@ from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 
 from autorun.admin import bulk_actions, row_access
-from autorun.admin.continued import signed
+from autorun.admin.cards import signed
 from autorun.dispatch.publishing import redirected
 from autorun.models import Batch, Failure, Node, Run
 from autorun.observe import group_runs, listing

@@ -19,8 +19,7 @@ from autorun.observe.failures import (
 )
 from autorun.observe.group_runs import members_of
 from autorun.observe.listing import RunFilter
-from autorun.observe.paging import Cursor
-from autorun.observe.run_states import STATES, state_of
+from autorun.observe.run_states import STATES, Cursor, state_of
 from autorun.planning import windows
 from autorun.planning.counting import Count, count_rows
 from autorun.runner import QuerySetRunner

@@ -22,9 +22,8 @@ from django.urls import reverse
 from django.utils import timezone
 from django.utils.html import strip_tags
 
-from autorun.admin import batch_pages, continued, markup
-from autorun.admin.cards import Card, Counted, card_of
-from autorun.admin.continued import signed
+from autorun.admin import batch_pages, cards, markup
+from autorun.admin.cards import Card, Counted, card_of, signed
 from autorun.admin.tables import runner_name
 from autorun.declare import page_time, registry
 from autorun.declare.interruption import within
@@ -507,7 +506,7 @@ def test_a_count_is_continued_only_from_what_was_counted_here(page, runner, clie
     of_another = signed(by(scenes.add_user("eve")), forged, runner)
     with patch("time.time", return_value=time.time() - 601):
         old = signed(by(ada), forged, runner)
-    with patch.object(continued, "digest_or_problem", return_value=("0" * 64, "")):
+    with patch.object(cards, "digest_or_problem", return_value=("0" * 64, "")):
         of_another_version = signed(by(ada), forged, runner)
 
     genuine = client.get(addresses()[page], {"begun": signed(by(ada), forged, runner)}).text

@@ -21,8 +21,8 @@ from autorun.planning.retiring import retire_missing
 from autorun.runner import QuerySetRunner
 from autorun.state.counts import Progress
 from autorun.state.words import moment
-from autorun.upkeep import folding, pruning
-from autorun.upkeep.pruning import prune
+from autorun.upkeep import folding
+from autorun.upkeep.folding import prune
 from tests.engine import current_runs, declare, echo, installed, statuses, work_off
 from tests.library.models import Document, Photo
 
@@ -266,7 +266,7 @@ def test_the_last_success_stays_for_as_long_as_the_row_has_no_newer_one(
 def test_a_run_that_is_current_again_since_pruning_found_it_stays(runner: QuerySetRunner) -> None:
     found = dict(Run.objects.values_list("pk", "chunk_id"))
 
-    pruning._delete(found)
+    folding._delete(found)
 
     assert runner.progress() == Progress(succeeded=ROWS)
     assert Run.objects.count() == ROWS

@@ -32,7 +32,7 @@ from autorun.observe.failures import group_failures, message_shape
 from autorun.planning import batches
 from autorun.state.exception_text import one_line
 from autorun.state.words import harmless
-from autorun.upkeep import pruning
+from autorun.upkeep import folding
 from tests.celery_settings import configured
 from tests.engine import current_runs, declare, installed, plan_at_once, statuses, work_off
 from tests.library.models import Country, Document, Photo
@@ -1621,7 +1621,7 @@ def test_sync_remove(runner):
 
 @pytest.mark.parametrize("at_once", [2, 3, 100])
 def test_prune(documents, runner, settings, set_constants, at_once):
-    set_constants(pruning, MOST_RUNS=at_once, DELETED_AT_ONCE=1)
+    set_constants(folding, MOST_RUNS=at_once, DELETED_AT_ONCE=1)
     runner.run()
     typed("cancel", LABEL)
     Run.objects.update(finished_at=timezone.now() - dt.timedelta(days=90))

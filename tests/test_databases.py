@@ -11,7 +11,7 @@ from django.utils import timezone
 
 from autorun.exceptions import ImproperRunner
 from autorun.models import Batch, Chunk, Node, Run
-from autorun.observe.checks.time_zones import check_time_zones
+from autorun.observe.checks.of_databases import check_time_zones
 from autorun.observe.doctor.system_checks import examine_checks
 from autorun.planning.batches import counts
 from autorun.planning.counting import preview

@@ -21,7 +21,7 @@ from autorun.admin.stories import Story, other_runs
 from autorun.dispatch.ordering import due
 from autorun.dispatch.publishing import redirected
 from autorun.models import Batch, BatchRow, Chunk, Run, SpilledTrigger, Written
-from autorun.observe.checks.write_triggers import check_database_of_writes, check_triggers
+from autorun.observe.checks.of_databases import check_database_of_writes, check_triggers
 from autorun.observe.explanation import ALL, next_step
 from autorun.observe.listing import RunFilter
 from autorun.planning import windows

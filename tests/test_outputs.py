@@ -34,7 +34,7 @@ from autorun.declare.returns import Kind, kind_of, type_at
 from autorun.models import Node, Run
 from autorun.outputs import OutputsQuerySet, with_outputs
 from autorun.runner import QuerySetRunner
-from autorun.upkeep.pruning import prune
+from autorun.upkeep.folding import prune
 from tests.engine import declare, installed, work_off
 from tests.library.models import Country, Document, Photo, Report
 

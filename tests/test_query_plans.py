@@ -21,7 +21,7 @@ from autorun.planning.named import plan_keys
 from autorun.runner import QuerySetRunner
 from autorun.tasks import plan
 from autorun.upkeep import folding
-from autorun.upkeep.pruning import prune
+from autorun.upkeep.folding import prune
 from tests.engine import declare, installed, work_off
 from tests.library.models import Document
 

@@ -28,7 +28,7 @@ from autorun.state.managers import RETIRED
 from autorun.testing import run_inline
 from autorun.triggers import delivery
 from autorun.upkeep import folding
-from autorun.upkeep.pruning import prune
+from autorun.upkeep.folding import prune
 from autorun.upkeep.rounds import unpark
 from tests.engine import (
     current_runs,

@@ -23,9 +23,9 @@ from autorun.state import clock, pulses
 from autorun.state.clock import from_now
 from autorun.state.leases import queued, start
 from autorun.state.pulses import take_turn
-from autorun.upkeep import folding, pruning, rounds, spilled
+from autorun.upkeep import folding, rounds, spilled
 from autorun.upkeep.bootstep import next_pause
-from autorun.upkeep.pruning import prune
+from autorun.upkeep.folding import prune
 from autorun.upkeep.rescue import rescue, rescue_expired
 from autorun.upkeep.rounds import finish_batches, hand_on_batches, send_again, upkeep
 from tests.crashes import failing_at
@@ -453,7 +453,7 @@ def test_a_chunk_that_its_node_has_not_counted_in_stays(old_history):
 
 
 def test_pruning_goes_in_the_order_of_ids_and_no_further_than_it_may(old_history, set_constants):
-    set_constants(pruning, DELETED_AT_ONCE=1)
+    set_constants(folding, DELETED_AT_ONCE=1)
 
     assert prune(at_most=3) == 3
     with CaptureQueriesContext(connection) as captured:
@@ -465,7 +465,7 @@ def test_pruning_goes_in_the_order_of_ids_and_no_further_than_it_may(old_history
 
 
 def test_superseded_runs_made_after_the_cutoff_are_not_read_by_pruning(old_history, set_constants):
-    set_constants(pruning, FEW_RUNS=2)
+    set_constants(folding, FEW_RUNS=2)
     second = Run.objects.order_by("pk")[1].pk
 
     assert prune() == 2
@@ -520,7 +520,7 @@ def test_a_chunk_whose_runs_all_went_on_in_others_is_not_kept(documents, set_con
 def test_pruning_goes_on_in_the_next_round_where_one_is_not_enough(
     old_history, set_constants, most, pruned
 ):
-    set_constants(pruning, MOST_RUNS=most, DELETED_AT_ONCE=1)
+    set_constants(folding, MOST_RUNS=most, DELETED_AT_ONCE=1)
     made = [upkeep(in_any_case=True).pruned for _ in range(3)]
 
     assert made == pruned

@@ -10,8 +10,7 @@ from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.utils.translation import gettext as _, gettext_noop, ngettext
 
-from autorun.admin.cards import Card
-from autorun.admin.continued import signed
+from autorun.admin.cards import Card, signed
 from autorun.admin.pages import Permission, who
 from autorun.admin.row_access import Name, name_of, visible
 from autorun.admin.selections import ChosenRows, asked_by, find

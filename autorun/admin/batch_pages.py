@@ -17,8 +17,7 @@ from autorun.admin.backfills import (
     BackfillRequest,
     preview_shown,
 )
-from autorun.admin.cards import Card, card_of, cards_of
-from autorun.admin.continued import begun
+from autorun.admin.cards import Card, begun, card_of, cards_of
 from autorun.admin.markup import time_since
 from autorun.admin.pages import (
     PageAdmin,

@@ -1,4 +1,11 @@
-"""The card of each runner on the overview, gathered for all of them at once."""
+"""The card of each runner on the overview, gathered for all of them at once.
+
+An unfinished count of its rows goes to the client and comes back, so that it can be continued. It
+is signed: anyone who may see a page could otherwise send numbers that everybody is then shown. The
+signature binds it to its rows, the runner's version, its user and a few minutes. Within these the
+user can still send an earlier part of their own count again: it then covers rows as they were up to
+so long ago, as does the count of a long table.
+"""
 
 import datetime as dt
 from collections.abc import Iterable, Mapping, Sequence
@@ -7,6 +14,8 @@ from typing import Any, Self
 from urllib.parse import urlencode
 
 from django.apps import apps
+from django.core import signing
+from django.http import HttpRequest
 from django.utils import timezone
 from django.utils.html import format_html
 from django.utils.text import capfirst
@@ -27,7 +36,7 @@ from autorun.declare.base import Runner
 from autorun.declare.nodes import node_of
 from autorun.exceptions import AutorunError, bare_message
 from autorun.models import Batch, Node
-from autorun.observe.glance import Standing, standings_of
+from autorun.observe.glance import Standing, digest_or_problem, standings_of
 from autorun.planning.counting import Count
 from autorun.planning.pending import stale
 from autorun.state import words
@@ -40,6 +49,9 @@ from autorun.triggers.on_schedule import SWEEP_NAME
 COUNT_AGE = dt.timedelta(hours=1)
 #: The marks of a card's state, the worst first.
 SEVERITY = ("error", "stuck", "failed", "parked", "paused", "running", "pending", "idle", "ok")
+SALT = "autorun.admin.cards:"
+#: Seconds after which a count starts again.
+MOST_AGE = 600
 
 
 @dataclass(frozen=True)
@@ -343,3 +355,26 @@ def _without_entry(runner: Runner) -> NextSweep:
     if apps.is_installed("django_celery_beat"):
         return NextSweep(words=_("once beat has started"))
     return NextSweep(words=_("django-celery-beat is not installed"), is_off=True)
+
+
+def signed(request: HttpRequest, count: Count, runner: Runner, query: str = "") -> str:
+    """The count as text, from which only that user's count of the same rows can continue.
+
+    They are those of the runner, or of the `query` of a backfill.
+    """
+    return signing.dumps(count.written(), salt=_salt(request, runner, query), compress=True)
+
+
+def begun(request: HttpRequest, runner: Runner, query: str = "") -> Count | None:
+    """The count of these rows that the request continues; None if it begins one."""
+    try:
+        salt = _salt(request, runner, query)
+        written = signing.loads(request.GET.get("begun", ""), salt=salt, max_age=MOST_AGE)
+    except signing.BadSignature:
+        return None
+    return Count.read(written)
+
+
+def _salt(request: HttpRequest, runner: Runner, query: str) -> str:
+    digest = digest_or_problem(runner)[0]
+    return SALT + repr((str(request.user.pk), runner.label, digest, query))

@@ -25,7 +25,7 @@ from autorun.exceptions import AutorunError, RunTimeout, bare_message
 from autorun.models import Node, Run
 from autorun.observe.explanation import Quotes
 from autorun.observe.listing import RunFilter
-from autorun.observe.paging import Cursor
+from autorun.observe.run_states import Cursor
 from autorun.planning import batches
 from autorun.state.keys import concrete, key_kind
 from autorun.state.words import encodable, harmless, in_one_line

@@ -24,8 +24,7 @@ from autorun.observe.explanation import with_context
 from autorun.observe.failures import exception_classes
 from autorun.observe.glance import take_tally
 from autorun.observe.listing import RunFilter
-from autorun.observe.paging import Cursor, Page
-from autorun.observe.run_states import STATES, stale_among, state_of
+from autorun.observe.run_states import STATES, Cursor, Page, stale_among, state_of
 from autorun.state.managers import RETIRED
 from autorun.state.masking import without_secrets
 from autorun.state.origins import ORIGINS, name_of_batch, origin_of

@@ -13,7 +13,7 @@ from django.http import Http404, HttpRequest, HttpResponse
 from django.utils.translation import gettext as _, gettext_noop, ngettext
 
 from autorun.admin import cards
-from autorun.admin.continued import begun, signed
+from autorun.admin.cards import begun, signed
 from autorun.admin.markup import as_json, prose, time_since
 from autorun.admin.pages import (
     IDLE_SECONDS,

@@ -32,8 +32,7 @@ from autorun.observe.failures import FailureGroup, group_failures, log_tails, ru
 from autorun.observe.glance import at_a_glance, take_tally
 from autorun.observe.held_up import HeldUp, held_up
 from autorun.observe.listing import RunFilter
-from autorun.observe.paging import Cursor
-from autorun.observe.run_states import describe_batch, describe_run
+from autorun.observe.run_states import Cursor, describe_batch, describe_run
 from autorun.state.counts import Progress
 from autorun.state.parameters import SINCE, no_number, read_number
 

@@ -15,7 +15,7 @@ from django.utils.functional import cached_property
 from autorun.declare.base import Runner
 from autorun.declare.nodes import labels_by_id, node_id_of, nodes_of
 from autorun.models import Chunk, Failure, Node, Run
-from autorun.observe.paging import NAMES
+from autorun.observe.run_states import NAMES
 from autorun.state.clock import from_now
 from autorun.state.parameters import SINCE
 

@@ -10,7 +10,7 @@ from django.utils import timezone
 
 from autorun.models import Failure, Run
 from autorun.observe.failures import LAST, READ, group_key, message_shape
-from autorun.observe.paging import LONG, Cursor, Page
+from autorun.observe.run_states import LONG, Cursor, Page
 from autorun.state.parameters import SINCE, read_number
 
 #: Ids of failures, and messages of them, that one round reads; and rounds that a page may take.

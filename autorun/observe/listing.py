@@ -21,8 +21,7 @@ from django.utils.translation import gettext as _
 
 from autorun.models import Batch, Chunk, Failure, Node, Run
 from autorun.observe.group_runs import GroupRuns
-from autorun.observe.paging import LONG, NAMES, Cursor, Page
-from autorun.observe.run_states import FOLDED, STATES, UNFOLDED
+from autorun.observe.run_states import FOLDED, LONG, NAMES, STATES, UNFOLDED, Cursor, Page
 from autorun.state.counts import batch_counts, crowded
 from autorun.state.managers import ChunkQuerySet
 from autorun.state.origins import ORIGINS

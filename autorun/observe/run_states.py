@@ -1,10 +1,10 @@
-"""The states of runs as pages and commands name them; runs and batches as scripts get them."""
+"""Runs: their states as pages and commands name them, pages of them, and what scripts get."""
 
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import groupby
-from typing import Any
+from typing import Any, Self
 
 from django.db.models import F, Q
 
@@ -15,6 +15,49 @@ from autorun.planning import batches
 from autorun.planning.pending import stale
 from autorun.state.counts import IS_POSTPONED, BatchCounts
 from autorun.state.keys import key_kind
+from autorun.state.parameters import read_number
+
+#: Columns that lists of runs do not load: a scope holds up to 30,000 keys.
+LONG = ("outputs", "chunk__batch__scope")
+#: The columns of a run that name its row and its runner.
+NAMES = ("pk", "node_id", "chunk_id", "object_id", "object_key")
+#: The cancelled runs of a chunk, without those that are not applicable.
+CANCELLED = F("cancelled") - F("not_applicable")
+
+
+@dataclass(frozen=True)
+class Cursor:
+    """A place in the list: runs of older chunks, or older runs of the same one, come after it.
+
+    In a failure group it is the id of a failure: the runs of older ones come after it.
+    """
+
+    chunk_id: int
+    run_id: int
+
+    def __str__(self) -> str:
+        return f"{self.chunk_id}-{self.run_id}"
+
+    @classmethod
+    def read(cls, text: str) -> Self | None:
+        """The cursor in `text`, or None if it is not one."""
+        chunk_id, run_id = map(read_number, text.partition("-")[::2])
+        return None if chunk_id is None or run_id is None else cls(chunk_id, run_id)
+
+    @classmethod
+    def of(cls, run: Run) -> Self:
+        return cls(run.chunk_id, run.pk)
+
+
+@dataclass(frozen=True)
+class Page:
+    """Some runs, and the place where the next ones begin; None at the end.
+
+    A page that is neither full nor the last one ran out of its bounded number of queries.
+    """
+
+    runs: list[Run]
+    after: Cursor | None
 
 
 @dataclass(frozen=True)
@@ -39,10 +82,6 @@ def _finished(status: Run.Status, *, is_current: bool | None = True) -> RunState
     # Among a million waiting chunks the index finds the few that can have finished runs.
     chunks = Q(state__in=(Chunk.State.RUNNING, Chunk.State.FINISHED))
     return RunState(chunks & Q(**{f"{counter}__gt": 0}), runs, F(counter))
-
-
-#: The cancelled runs of a chunk, without those that are not applicable.
-CANCELLED = F("cancelled") - F("not_applicable")
 
 
 STATES: Mapping[str, RunState] = {

@@ -23,7 +23,7 @@ from autorun.state.probes import crash_point
 from autorun.state.pulses import end_lease, give_back_turn, take_lease, take_turn
 from autorun.state.transactions import sum_of_each
 from autorun.triggers import on_schedule
-from autorun.upkeep import pruning, rescue
+from autorun.upkeep import folding, rescue
 from autorun.upkeep.announcing import hand_over_batches
 from autorun.upkeep.folding import fold_everywhere, gather_failures
 from autorun.upkeep.rescue import follow_up_lapsed, rescue_expired
@@ -172,8 +172,8 @@ def _prune() -> int:
     drop_unknown()
     written.drop_left_over()
     draining.forget_ended()
-    pruned = pruning.prune(at_most=pruning.MOST_RUNS)
-    if pruned >= pruning.MOST_RUNS:
+    pruned = folding.prune(at_most=folding.MOST_RUNS)
+    if pruned >= folding.MOST_RUNS:
         give_back_turn("prune")  # there is more, for the next round
     return pruned
 

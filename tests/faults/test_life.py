@@ -51,7 +51,7 @@ from autorun.state.managers import RETIRED, ChunkQuerySet, RunQuerySet
 from autorun.state.probes import POINTS
 from autorun.triggers import delivery
 from autorun.upkeep import rounds
-from autorun.upkeep.pruning import prune
+from autorun.upkeep.folding import prune
 from autorun.upkeep.rescue import rescue_expired
 from tests.crashes import Crash, armed
 from tests.engine import declare, installed

@@ -13,7 +13,7 @@ from autorun.management.subcommands.parsing import FORMAT, check, flag
 from autorun.management.subcommands.subcommand import Subcommand, condition_not_met
 from autorun.state.words import counted
 from autorun.triggers import installing, on_schedule
-from autorun.upkeep import pruning
+from autorun.upkeep import folding
 
 UP_TO_DATE = "Schedules are up to date."
 NOT_UP_TO_DATE = "Schedules were not up to date."
@@ -108,9 +108,9 @@ class Prune(Subcommand):
         if settings.RETENTION is None:
             self.terminal.say('AUTORUN["RETENTION"] is None: everything is kept.')
             return
-        number = last = pruning.prune(at_most=pruning.MOST_RUNS)
-        while last >= pruning.MOST_RUNS:
-            last = pruning.prune(at_most=pruning.MOST_RUNS)
+        number = last = folding.prune(at_most=folding.MOST_RUNS)
+        while last >= folding.MOST_RUNS:
+            last = folding.prune(at_most=folding.MOST_RUNS)
             number += last
         self.terminal.say(
             f"Deleted {counted(number, 'run')} superseded or cancelled more than "

@@ -29,11 +29,11 @@ def check_all(
         declarations,
         installation,
         names,
+        of_databases,
         output_targets,
         overrides,
         relations,
         values,
-        write_triggers,
     )
     from autorun.observe.checks.problems import is_in
 
@@ -48,7 +48,7 @@ def check_all(
         yield from values.check_values(runner)
         yield from overrides.check_overrides(runner)
         yield from output_targets.check_landing(runner)
-        yield from write_triggers.check_database_of_writes(runner)
+        yield from of_databases.check_database_of_writes(runner)
         yield from values.check_related(runner)
     yield from names.check_names(runners)
     yield from relations.check_relations(runners)
@@ -58,10 +58,8 @@ def check_databases(
     databases: Sequence[str] | None = None, **kwargs: Any
 ) -> Iterable[CheckMessage]:
     """Run the checks that ask the `databases`; there are none unless the caller names some."""
-    from autorun.observe.checks.installation import check_character_sets
-    from autorun.observe.checks.time_zones import check_time_zones
-    from autorun.observe.checks.write_triggers import check_triggers
+    from autorun.observe.checks import of_databases
 
-    yield from check_character_sets(databases)
-    yield from check_time_zones(databases)
-    yield from check_triggers(databases)
+    yield from of_databases.check_character_sets(databases)
+    yield from of_databases.check_time_zones(databases)
+    yield from of_databases.check_triggers(databases)

@@ -13,12 +13,10 @@ from celery.utils.imports import load_extension_class_names, symbol_by_name
 from django.apps import AppConfig, apps
 from django.conf import settings as django_settings
 from django.core.checks import CheckMessage
-from django.db import DatabaseError, connections
-from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db import connections
 
 from autorun.broker.transport import path_of
 from autorun.conf import settings
-from autorun.declare import registry
 from autorun.declare.base import Runner
 from autorun.declare.hooks import is_scheduled
 from autorun.observe.celery_app import setting_of, unread_settings
@@ -32,14 +30,6 @@ READ_COMMITTED = 2
 HERE = {"", "localhost", "127.0.0.1", "::1"}
 PICKLE = {"pickle", "application/x-python-serialize"}
 JSON = {"json", "application/json"}
-#: The database, if new tables would have another character set than utf8mb4, and such columns.
-_OTHERS = """
-SELECT CONCAT('the database ', SCHEMA_NAME) FROM information_schema.SCHEMATA
-WHERE SCHEMA_NAME = DATABASE() AND DEFAULT_CHARACTER_SET_NAME <> 'utf8mb4'
-UNION ALL SELECT CONCAT(TABLE_NAME, '.', COLUMN_NAME) FROM information_schema.COLUMNS
-WHERE TABLE_SCHEMA = DATABASE() AND CHARACTER_SET_NAME <> 'utf8mb4' AND TABLE_NAME IN %s
-"""
-MOST_NAMED = 5
 #: The packages that are discovered, and what a module of one has to contain to be of use.
 PACKAGES = {
     "runners": r"^class \w+\(.*Runner|^\s+ANALYSIS\b.*=",
@@ -65,25 +55,6 @@ def check_installation() -> Iterator[CheckMessage]:
     for config in apps.get_app_configs():
         for name, pattern in PACKAGES.items():
             yield from _left_out(config, name, pattern)
-
-
-def check_character_sets(databases: Sequence[str] | None) -> Iterator[CheckMessage]:
-    """W210: MariaDB's character sets, of the `databases` that may be queried."""
-    for alias in databases or ():
-        if connections[alias].vendor != "mysql":
-            continue
-        try:
-            others = _others(connections[alias])
-        except DatabaseError:
-            continue  # `migrate` and the doctor say why it does not answer
-        if others:
-            named = ", ".join(others[:MOST_NAMED]) + (", ..." if others[MOST_NAMED:] else "")
-            yield warning(f"settings.DATABASES[{alias!r}]", "W210")(
-                f"Another character set than utf8mb4: {named}. Text beyond that set is refused, or "
-                "cannot be compared: rows are not planned, and results not recorded.",
-                "Run `ALTER DATABASE ... CHARACTER SET utf8mb4` before `manage.py migrate`, and "
-                "change existing columns with ALTER TABLE: see docs/howto/deploy.md.",
-            )
 
 
 def _broker() -> Iterator[CheckMessage]:
@@ -209,14 +180,6 @@ def _is_utc(zone: str) -> bool:
     except (ValueError, OSError, ZoneInfoNotFoundError):  # reported by Django
         return True
     return not any(dt.datetime(2026, month, 1, tzinfo=info).utcoffset() for month in (1, 7))
-
-
-def _others(connection: BaseDatabaseWrapper) -> list[str]:
-    models = {*apps.get_app_config("autorun").get_models(), *map(model_of, registry.runners())}
-    tables = sorted(model._meta.db_table for model in models if model is not None)
-    with connection.cursor() as cursor:
-        cursor.execute(_OTHERS, [tables])
-        return [name for (name,) in cursor.fetchall()]
 
 
 def _celery_app() -> Iterator[CheckMessage]:
