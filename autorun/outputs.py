@@ -4,8 +4,6 @@ scans = with_outputs(Scan.objects.all(), size=SizeRunner, thick=ThicknessRunner)
 scans.filter(size__mean__gt=2).order_by("thick__mm")
 """
 
-from __future__ import annotations
-
 from functools import cache
 from typing import Any, TypeVar
 
@@ -29,7 +27,7 @@ class OutputsQuerySet(QuerySet[Row]):
 
     def with_outputs(
         self, *, stale: bool = False, **runners: type[Runner] | str
-    ) -> OutputsQuerySet[Row]:
+    ) -> "OutputsQuerySet[Row]":
         """The rows with the outputs of each runner, under the name of its argument."""
         return with_outputs(self, stale=stale, **runners)
 
@@ -50,7 +48,7 @@ class OutputsQuerySet(QuerySet[Row]):
 
 def with_outputs(
     queryset: QuerySet[Row] | Manager[Row], *, stale: bool = False, **runners: type[Runner] | str
-) -> OutputsQuerySet[Row]:
+) -> "OutputsQuerySet[Row]":
     """Add the outputs of runners to `queryset`: those of each row's current success, or None.
 
     Each runner, a class or a label, is one subquery, under the name of its argument. With `stale`,

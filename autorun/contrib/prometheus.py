@@ -9,8 +9,6 @@ django-prometheus, or before prometheus_client's `start_http_server`. Each scrap
 from the database, in a few statements. Every process reports the same numbers, so scrape only one.
 """
 
-from __future__ import annotations
-
 import datetime as dt
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -82,7 +80,7 @@ METRICS: dict[str, tuple[tuple[str, ...], str]] = {
 
 def register(
     collector_registry: Any = None, *, pending: bool = False, pending_seconds: float = 2.0
-) -> AutorunCollector:
+) -> "AutorunCollector":
     """Register the metrics with prometheus_client's default registry, or with the given one.
 
     With `pending`, `autorun_pending_rows` and `autorun_stale_runs` are also counted. The former

@@ -5,8 +5,6 @@ it. Names are followed through the project's modules without running anything: t
 and assignments.
 """
 
-from __future__ import annotations
-
 import ast
 import hashlib
 import importlib.util
@@ -68,7 +66,7 @@ class _Module:
 
     @staticmethod
     @cache
-    def named(name: str) -> _Module | None:
+    def named(name: str) -> "_Module | None":
         """The module; None if it is not the project's, or has no source."""
         spec = _spec(name)
         if spec is None or spec.loader is None or _is_foreign(spec):
@@ -171,7 +169,7 @@ def _dotted(node: ast.AST) -> list[str]:
     return [node.id, *names] if isinstance(node, ast.Name) else []
 
 
-def _resolved(module: _Module, dotted: list[str], depth: int = 20) -> _Used | None:
+def _resolved(module: _Module, dotted: list[str], depth: int = 20) -> "_Used | None":
     first, *rest = dotted
     if first in module.definitions:
         return module, first, module.definitions[first]

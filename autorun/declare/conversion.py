@@ -3,8 +3,6 @@
 Why no library does this: the end of docs/design.md.
 """
 
-from __future__ import annotations
-
 import collections.abc
 import dataclasses
 import datetime as dt
@@ -20,7 +18,7 @@ from enum import Enum
 from functools import cache, partial
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path, PurePath
-from typing import Any, TypeAlias
+from typing import Any, Self, TypeAlias
 from uuid import UUID
 
 from django.core.files.base import File
@@ -60,7 +58,7 @@ class StoredText(str):
     __slots__ = ("original",)
     original: object
 
-    def __new__(cls, text: object, original: object) -> StoredText:
+    def __new__(cls, text: object, original: object) -> Self:
         stored = super().__new__(cls, text)
         stored.original = original
         return stored

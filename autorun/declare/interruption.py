@@ -3,8 +3,6 @@
 Only where signals reach the thread: in the main thread of a process that has SIGALRM.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import threading
@@ -16,7 +14,7 @@ from contextvars import copy_context
 from dataclasses import dataclass, field
 from importlib import import_module
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -239,7 +237,7 @@ class Termination:
     _before: dict[signal.Signals, Any] = field(default_factory=dict)
     _pid: int = field(default_factory=os.getpid)
 
-    def __enter__(self) -> Termination:
+    def __enter__(self) -> Self:
         if can_use_signals():
             if signal.getsignal(signal.SIGALRM) is signal.SIG_DFL:
                 # One that arrives when its body has just ended must not end the process.

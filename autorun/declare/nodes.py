@@ -1,7 +1,5 @@
 """The Node of a runner: found or made, and remembered by the process."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -40,7 +38,7 @@ _digests: dict[type[Runner], str | tuple[Exception, float]] = {}
 #: By database and node, the number of the build that this process executes it with.
 builds: dict[tuple[str, int], int] = {}
 #: Set once every registered runner could be asked.
-_runners_by_node: RunnersByNode | None = None
+_runners_by_node: "RunnersByNode | None" = None
 
 
 @dataclass(frozen=True)

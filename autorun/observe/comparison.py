@@ -5,8 +5,6 @@ compared here, and those of some rows for the medians: so memory does not grow w
 takes little longer than the join.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from array import array
@@ -262,7 +260,7 @@ class _Outputs:
                 output.sample(*values)
         return is_same
 
-    def _of(self, path: tuple[str, ...]) -> _Output:
+    def _of(self, path: tuple[str, ...]) -> "_Output":
         output = self._found.get(path)
         if output is None:
             output = _Output(kind_of(type_at(self._annotation, path)))

@@ -4,15 +4,13 @@ Most conditions are about the chunk: its runner, its batch, its time, its counts
 that can hold matching runs are found first, and only their runs are read.
 """
 
-from __future__ import annotations
-
 import datetime as dt
 import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 from uuid import UUID
 
 from django.db.models import F, IntegerField, Q, QuerySet, Sum, Value
@@ -72,7 +70,7 @@ class RunFilter:
     at: dt.datetime | None = None
 
     @classmethod
-    def read(cls, given: Mapping[str, Any]) -> RunFilter:
+    def read(cls, given: Mapping[str, Any]) -> Self:
         """The filter in query parameters; values that `not_understood` names are ignored."""
         known: dict[str, str] = {
             **{name: read_one_of(words, given.get(name)) for name, words in _WORDS.items()},

@@ -1,7 +1,5 @@
 """Batches: started, planned a window at a time, paused, cancelled and finished."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -10,7 +8,7 @@ from dataclasses import astuple, dataclass
 from functools import partial
 from itertools import accumulate
 from operator import add
-from typing import Any
+from typing import Any, Self
 
 from django.db import DatabaseError, InterfaceError, transaction
 from django.db.models import Exists, F, OuterRef, QuerySet
@@ -66,8 +64,8 @@ class Outcome:
     failed: int = 0
     under_way: int = 0
 
-    def __add__(self, other: Outcome) -> Outcome:
-        return Outcome(*map(add, astuple(self), astuple(other)))
+    def __add__(self, other: Self) -> Self:
+        return type(self)(*map(add, astuple(self), astuple(other)))
 
 
 def begin(runner: Runner, trigger: Batch.Trigger, **fields: Any) -> Batch:

@@ -1,14 +1,12 @@
 """An entry of django-celery-beat: as autorun wants it, and as it is."""
 
-from __future__ import annotations
-
 import datetime as dt
 import hashlib
 import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from celery import current_app
 from celery.schedules import crontab
@@ -46,7 +44,7 @@ class Timing:
         return found or model.objects.create(**self.columns)
 
     @classmethod
-    def of(cls, schedule: Any) -> Timing:
+    def of(cls, schedule: Any) -> Self:
         """Raises ImproperRunner unless the schedule is a crontab or a positive timedelta."""
         if isinstance(schedule, crontab):
             return cls("crontab", _crontab_columns(schedule))
@@ -58,7 +56,7 @@ class Timing:
         )
 
     @classmethod
-    def read(cls, row: Any) -> Timing | None:
+    def read(cls, row: Any) -> Self | None:
         """The timing of an entry; None for a kind that autorun never writes."""
         if row.crontab is not None:
             columns = {name: str(getattr(row.crontab, name)) for name in (*CRON_FIELDS, "timezone")}
@@ -115,7 +113,7 @@ class Marks(NamedTuple):
     off: str | None = None
 
     @classmethod
-    def read(cls, description: str) -> Marks:
+    def read(cls, description: str) -> Self:
         found = dict(MARK.findall(description))
         return cls(found.get(WROTE), found.get(SWITCHED_OFF))
 

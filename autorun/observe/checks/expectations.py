@@ -1,7 +1,5 @@
 """Conditions on the values of options and settings."""
 
-from __future__ import annotations
-
 import datetime as dt
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,7 +20,7 @@ class Expectation:
     holds: Callable[[Any], bool]
     example: str
 
-    def __or__(self, other: Expectation) -> Expectation:
+    def __or__(self, other: "Expectation") -> "Expectation":
         def holds(value: Any) -> bool:
             return self.holds(value) or other.holds(value)
 
