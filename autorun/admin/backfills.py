@@ -7,7 +7,7 @@ from urllib.parse import urlencode
 
 from django.contrib.admin import AdminSite
 from django.db.models import QuerySet
-from django.http import HttpRequest
+from django.http import Http404, HttpRequest
 from django.utils.translation import gettext as _, gettext_noop, ngettext
 
 from autorun.admin.cards import Card, signed
@@ -23,7 +23,7 @@ from autorun.planning.counting import Count, groups_of, number_planned
 from autorun.planning.reasons import Reason
 from autorun.planning.same_input import count_same_input
 from autorun.planning.scope import Scope
-from autorun.state.keys import key_kind
+from autorun.state.keys import concrete, key_kind
 from autorun.state.parameters import no_number, read_number, read_text
 from autorun.state.words import REASONS, estimate, number
 
@@ -63,6 +63,9 @@ class BackfillRequest:
         given = request.POST if request.method == "POST" else request.GET
         only, selection = str(given.get("only", "")), read_text(given, "selection")
         problems = {"only": "" if only in ONLY else _("Unknown choice “%s”.") % only[:40]}
+        chosen = find(request, selection) if selection else None
+        if chosen and concrete(chosen.get_model()) is not concrete(runner.get_model()):
+            raise Http404(f"{runner.label} does not process the chosen rows.")
         numbers = {}
         for name in ("limit", "window"):
             numbers[name] = read_number(given.get(name), least=1, most=MOST_RUNS)
@@ -71,7 +74,7 @@ class BackfillRequest:
             only=only if only in ONLY else "",
             filter=read_text(given, "filter"),
             selection=selection,
-            chosen=find(request, selection, runner) if selection else None,
+            chosen=chosen,
             problems={name: problem for name, problem in problems.items() if problem},
             **numbers,
         )

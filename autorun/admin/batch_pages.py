@@ -30,7 +30,7 @@ from autorun.admin.pages import (
     who,
 )
 from autorun.admin.row_access import message_for, open_runs, runners_of, sees_texts
-from autorun.admin.selections import model_of
+from autorun.admin.selections import find
 from autorun.admin.tables import (
     BATCH_STATES,
     Figure,
@@ -158,9 +158,9 @@ class BatchAdmin(PageAdmin):
         require(request, Permission.START if token else Permission.BACKFILL)
         runners, query = registry.runners(), ""
         if token:
-            if (model := model_of(request, token)) is None:
+            if (chosen := find(request, token)) is None:
                 return self._start_over(request)
-            runners = runners_of(model)
+            runners = runners_of(chosen.get_model())
             query = "?" + urlencode({"selection": token, "only": "all"})
         progresses, tally = progresses_and_tally()
         found, title = cards_of(runners, progresses, is_brief=True), _("New backfill")

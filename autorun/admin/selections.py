@@ -21,7 +21,7 @@ from django.contrib.admin.views.main import ChangeList
 from django.contrib.auth import get_user_model
 from django.core.exceptions import PermissionDenied
 from django.db.models import Model, QuerySet
-from django.http import Http404, HttpRequest, QueryDict
+from django.http import HttpRequest, QueryDict
 
 from autorun.admin.pages import Permission, is_admitted
 from autorun.admin.row_access import database_of, is_narrowed, may_view, visible
@@ -204,21 +204,7 @@ def keep(request: HttpRequest, chosen: ChosenRows) -> str:
     return token
 
 
-def model_of(request: HttpRequest, token: str) -> type[Model] | None:
-    """The model of the rows that were chosen with that token; None if the session has none."""
+def find(request: HttpRequest, token: str) -> ChosenRows | None:
+    """The rows that were chosen with that token; None if the session has none."""
     written = request.session.get(SESSION_KEY, {}).get(token)
-    return None if written is None else ChosenRows(**written).get_model()
-
-
-def find(request: HttpRequest, token: str, runner: Runner) -> ChosenRows | None:
-    """The rows for `runner` that were chosen with that token; None if the session has none.
-
-    Raises Http404 if they are rows of another model.
-    """
-    written = request.session.get(SESSION_KEY, {}).get(token)
-    if written is None:
-        return None
-    chosen = ChosenRows(**written)
-    if chosen.get_model()._meta.concrete_model is not runner.get_model()._meta.concrete_model:
-        raise Http404(f"{runner.label} does not process the chosen rows.")
-    return chosen
+    return None if written is None else ChosenRows(**written)

@@ -282,14 +282,13 @@ def batch_counts(batch_ids: Iterable[int], about: Collection[int] = ()) -> dict[
     planned = Case(When(pk__in=about, then="planned"), default=0)
     counted = [
         Batch.objects.filter(pk__in=ids).order_by().values_list("pk", *folded, planned),
-        exact.unfolded()
-        .order_by()
-        .values_list("batch_id")
-        .annotate(*map(Sum, columns), n_left=Sum(Chunk.RUNS_LEFT)),
-        begun.unfolded()
-        .order_by()
-        .values_list("batch_id")
-        .annotate(*map(Sum, columns), n_left=Value(0)),
+        *(
+            chunks.unfolded()
+            .order_by()
+            .values_list("batch_id")
+            .annotate(*map(Sum, columns), n_left=left)
+            for chunks, left in ((exact, Sum(Chunk.RUNS_LEFT)), (begun, Value(0)))
+        ),
     ]
     first, *others = counted if about else counted[:2]
     sums: dict[int, Sequence[int]] = dict.fromkeys(ids, (0,) * 5)

@@ -37,14 +37,17 @@ _USER = {
     "mysql": "SELECT CONCAT('`', REPLACE(CURRENT_USER(), '@', '`@`'), '`')",
 }
 
+#: On PostgreSQL, whether a function is of this schema: another one may have its own autorun.
+_OWN_SCHEMA = (
+    "p.pronamespace = (SELECT relnamespace FROM pg_class "
+    "WHERE oid = to_regclass('autorun_written'))"
+)
 _EXISTING = {
-    # For this schema's tables: another schema may have its own autorun.
     "postgresql": (
         "SELECT t.tgname, c.oid::regclass::text, t.tgenabled IN ('O', 'A'), c.relname "
         "FROM pg_trigger AS t JOIN pg_class AS c ON c.oid = t.tgrelid "
         "JOIN pg_proc AS p ON p.oid = t.tgfoid "
-        "WHERE t.tgname LIKE 'autorun\\_write\\_%' AND t.tgparentid = 0 AND p.pronamespace = "
-        "(SELECT relnamespace FROM pg_class WHERE oid = to_regclass('autorun_written'))"
+        f"WHERE t.tgname LIKE 'autorun\\_write\\_%' AND t.tgparentid = 0 AND {_OWN_SCHEMA}"
     ),
     "mysql": (
         "SELECT TRIGGER_NAME, CONCAT('`', EVENT_OBJECT_TABLE, '`'), TRUE, EVENT_OBJECT_TABLE, "
@@ -270,8 +273,7 @@ def _unused() -> list[str]:
         return []
     unused = _asked(
         "SELECT 'DROP FUNCTION ' || p.oid::regprocedure::text FROM pg_proc AS p "
-        "WHERE p.proname LIKE 'autorun\\_write\\_%' AND p.pronamespace = "
-        "(SELECT relnamespace FROM pg_class WHERE oid = to_regclass('autorun_written')) "
+        f"WHERE p.proname LIKE 'autorun\\_write\\_%' AND {_OWN_SCHEMA} "
         "AND NOT EXISTS (SELECT 1 FROM pg_trigger AS t WHERE t.tgfoid = p.oid)"
     )
     return [statement for (statement,) in unused]
