@@ -25,7 +25,6 @@ from django.db import connections
 from autorun import analysis as analyses
 from autorun.declare import registry
 from autorun.declare.base import Runner
-from autorun.declare.registry import dependencies_of
 from autorun.dispatch.inline import Inbox, committed_at_once
 from autorun.dispatch.limiting import forget_clocks, unpaced
 from autorun.dispatch.messages import EXECUTE
@@ -294,7 +293,7 @@ def _wrong(
 def _reason(runner: Runner, instance: Any, explanation: Explanation) -> str:
     """The reason, with the advice for a test if that differs from production."""
     if explanation.code == "dependency":
-        unmet = ((each, explain(each, instance)) for each in dependencies_of(runner))
+        unmet = ((each, explain(each, instance)) for each in registry.dependencies_of(runner))
         return explanation.reason + "".join(
             f" {each.label}: {_reason(each, instance, its)}"
             for each, its in unmet

@@ -21,7 +21,6 @@ from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _, gettext_lazy
 
 from autorun.admin import markup, row_states
-from autorun.admin.markup import as_json, prose, rendered, time_since
 from autorun.admin.pages import Permission, address_of, sees_payload
 from autorun.admin.row_access import runners_of
 from autorun.admin.selections import ChosenRows, keep
@@ -150,14 +149,14 @@ class AutorunAdminMixin(ModelAdmin):
         newest = found.of_row(kind, key).select_related("node", "chunk").order_by("-pk")
         runs, known = [], list(newest.defer("outputs")[:MOST_RUNS])
         for run in known:
-            when = time_since(run.finished_at or run.chunk.created_at)
+            when = markup.time_since(run.finished_at or run.chunk.created_at)
             url = address_of(self.admin_site, "run_change", run.pk)
             state = state_of(run), state_in_words(run)
             runs.append((url, name_of_run(run), *state, run.attempts, when))
         runners = []
         with budget():
             for each in runners_of(self.model):
-                reason = prose(explanation_of(each, instance, NONE).reason)
+                reason = markup.prose(explanation_of(each, instance, NONE).reason)
                 url = address_of(self.admin_site, "node_why", each.label)
                 runners.append((url, runner_name(each.label), reason))
         context = {
@@ -167,7 +166,7 @@ class AutorunAdminMixin(ModelAdmin):
             "results": _results(known, self.admin_site) if shows_results else [],
             "most_shown": markup.MOST_SHOWN,
         }
-        return rendered("panel", context)
+        return markup.rendered("panel", context)
 
     def _shows_panel(self, request: HttpRequest, obj: Any) -> bool:
         return obj is not None and _may_view(request) and bool(runners_of(self.model))
@@ -187,8 +186,8 @@ def _results(runs: Sequence[Run], site: admin.AdminSite) -> list[dict[str, Any]]
         {
             "run": run,
             "node": name_of_run(run),
-            "finished": time_since(run.finished_at),
-            "outputs": as_json(outputs[run.pk], most=markup.MOST_SHOWN),
+            "finished": markup.time_since(run.finished_at),
+            "outputs": markup.as_json(outputs[run.pk], most=markup.MOST_SHOWN),
             "output_lines": markup.as_lines(outputs[run.pk]),
             "text_url": address_of(site, "run_text", run.pk, "outputs"),
             "is_kept": not run.is_current,

@@ -25,7 +25,6 @@ from autorun.admin.tables import runner_name
 from autorun.declare import page_time, registry
 from autorun.declare.base import Runner
 from autorun.declare.nodes import digest_of, nodes_over
-from autorun.declare.page_time import spent
 from autorun.exceptions import AutorunError, RunTimeout
 from autorun.models import Chunk, Node
 from autorun.observe.comparison import Comparison, compare_nodes
@@ -62,7 +61,7 @@ class ShowingResults(PageAdmin):
             is_large = min(sizes) > MOST_COMPARED
             try:
                 if not is_large:
-                    with spent(f"The comparison of {before} and {after}"):
+                    with page_time.spent(f"The comparison of {before} and {after}"):
                         found = compare_nodes(runner, before, after, sizes=sizes)
             except RunTimeout:
                 is_large = True
@@ -136,7 +135,7 @@ class ShowingResults(PageAdmin):
 
         def step(work: Callable[[], Any]) -> Any:
             """Give the project's code the time of a page for each page of rows."""
-            with page_time.budget(), spent(f"A page of rows of {label}"):
+            with page_time.budget(), page_time.spent(f"A page of rows of {label}"):
                 return work()
 
         lines = as_text(Records(runner, among=list if is_whole else among, step=step), form)

@@ -12,7 +12,6 @@ from django.utils.translation import gettext as _, ngettext
 
 from autorun.admin import markup, row_access
 from autorun.admin.bulk_actions import ActingOnRuns, allowed
-from autorun.admin.markup import as_json, prose, time_since
 from autorun.admin.pages import Permission, page
 from autorun.admin.stories import Story, other_runs, outcome_of, state_in_words
 from autorun.admin.tables import as_options, name_of_run, named_options, runner_name, runner_options
@@ -45,11 +44,11 @@ def _line(run: Run, name: row_access.Name, *, is_stale: bool) -> dict[str, Any]:
     chunk, origin = run.chunk, origin_of(run.chunk)
     word = _(ORIGINS[origin].word) if origin else "—"
     if run.finished_at:
-        when = time_since(run.finished_at)
+        when = markup.time_since(run.finished_at)
     elif chunk.started_at:
-        when = format_html(_("started {}"), time_since(chunk.started_at))
+        when = format_html(_("started {}"), markup.time_since(chunk.started_at))
     else:
-        when = format_html(_("planned {}"), time_since(chunk.created_at))
+        when = format_html(_("planned {}"), markup.time_since(chunk.created_at))
     return {
         "pk": run.pk,
         "row": str(name),
@@ -137,8 +136,8 @@ class RunAdmin(ActingOnRuns):
             runner=runner_name(run.chunk.runner),
             batch="" if run.chunk.batch is None else name_of_batch(run.chunk.batch),
             story=story,
-            now=prose(hidden if seen.is_hidden else story.now),
-            configuration=as_json(without_secrets(run.node.configuration)),
+            now=markup.prose(hidden if seen.is_hidden else story.now),
+            configuration=markup.as_json(without_secrets(run.node.configuration)),
             kept=None if run.status == Run.Status.SUCCEEDED else next(earlier, None),
             most_shown=markup.MOST_SHOWN,
             may_see=may_see,
@@ -159,7 +158,7 @@ class RunAdmin(ActingOnRuns):
             raise PermissionDenied
         if part not in ("outputs", "input"):
             raise Http404(f"A run has no {part}.")
-        found = as_json(run.outputs) if part == "outputs" else _input(runner, instance)
+        found = markup.as_json(run.outputs) if part == "outputs" else _input(runner, instance)
         headers = {"X-Content-Type-Options": "nosniff"}
         text = harmless(found or "")
         return HttpResponse(text, content_type="text/plain; charset=utf-8", headers=headers)
@@ -218,7 +217,7 @@ def _attempts(count: int, seconds: float | None) -> str:
 def _payload(run: Run, runner: Runner | None, instance: Any) -> dict[str, Any]:
     """The present input and the outputs, as far as the page shows them."""
     has_outputs = run.outputs is not None
-    outputs = as_json(run.outputs, most=markup.MOST_SHOWN) if has_outputs else None
+    outputs = markup.as_json(run.outputs, most=markup.MOST_SHOWN) if has_outputs else None
     return {
         "input": _input(runner, instance, most=markup.MOST_SHOWN),
         "outputs": outputs,
@@ -236,6 +235,6 @@ def _input(runner: Runner | None, instance: Any, *, most: int | None = None) -> 
             found = hooks.call(runner, hook, instance)
         if found is None or isinstance(found, Model):  # the row itself, which the page names
             return None
-        return as_json(found, most=most)
+        return markup.as_json(found, most=most)
     except Exception as error:  # noqa: BLE001  a project's own hook
         return _("It cannot be prepared: %s") % f"{type(error).__name__}: {error}"

@@ -34,7 +34,6 @@ from autorun.admin.stories import explanation_of, runs_behind
 from autorun.admin.tables import batch_lines, runner_name
 from autorun.conf import settings
 from autorun.control import interventions
-from autorun.control.interventions import request_backfill
 from autorun.declare import hooks, registry
 from autorun.declare.base import Runner
 from autorun.declare.hooks import every_row
@@ -202,7 +201,7 @@ class RunnerPages(ShowingResults):
                 raise AutorunError(_("No row is pending."))
             asked = asked_by(request, self.admin_site, Permission.START)
             scope = Scope(pks=keys, asked=asked)
-            batch = request_backfill(runner, scope, limit=TRIED, requested_by=by)
+            batch = interventions.request_backfill(runner, scope, limit=TRIED, requested_by=by)
         except AutorunError as error:
             reason = message_for(request, self.admin_site, error, runner)
             messages.error(request, _("Nothing was started: %s") % reason)

@@ -15,7 +15,6 @@ from django.utils.translation.trans_null import gettext_noop  # the usual one re
 from autorun.declare import hooks, page_time
 from autorun.declare.base import Runner
 from autorun.declare.console import SILENT
-from autorun.declare.hooks import database_of, every_row, is_scheduled
 from autorun.declare.nodes import node_id_of, nodes_over
 from autorun.declare.registry import dependencies_of, sets_before
 from autorun.declare.sets import PK
@@ -106,7 +105,7 @@ def _explained(runner: Runner, instance: Any, run: Any) -> Explanation:
         )
     if instance.pk is None:
         return Explanation(False, "unsaved", _("The row has not been saved, so it has no key yet."))
-    key = key_kind(model).values(every_row(runner).filter(pk=instance.pk)).first()
+    key = key_kind(model).values(hooks.every_row(runner).filter(pk=instance.pk)).first()
     if key is None:
         sentences = {
             "unsaved": _("The row has not been saved."),
@@ -114,7 +113,7 @@ def _explained(runner: Runner, instance: Any, run: Any) -> Explanation:
             "deleted": _("The row has been deleted."),
         }
         code = "unsaved" if instance._state.adding else "deleted"
-        if model._base_manager.using(database_of(runner)).filter(pk=instance.pk).exists():
+        if model._base_manager.using(hooks.database_of(runner)).filter(pk=instance.pk).exists():
             code = "unnameable"
         return Explanation(False, code, sentences[code])
     run = run or with_context(_runs(runner, key).current()).first()
@@ -147,7 +146,7 @@ def _loaded(runner: Runner, key: Key, *, within_base: bool) -> Row | None:
 def explain_missing(runner: Runner, pk: Any) -> Explanation | None:
     """The explanation for a key without a row; None if no runner has processed such a row."""
     kind = key_kind(runner.get_model())
-    stored = kind.field.get_db_prep_value(pk, connections[database_of(runner)])
+    stored = kind.field.get_db_prep_value(pk, connections[hooks.database_of(runner)])
     key = stored if kind.is_integer else str(stored)
     runs = Run.objects.of_row(kind, key).order_by("-pk")
     if not runs.filter(node__in=nodes_over(runner.get_model())).exists():
@@ -195,7 +194,7 @@ def next_step(runner: Runner, key: Key | None = None) -> str:
     if key is not None and runner.ON_WRITE and (noted := _noted(runner, key)):
         return _("%s, and the next round of upkeep plans it") % noted
     command = f"`manage.py autorun sweep {runner.label}`"
-    if not is_scheduled(runner):
+    if not hooks.is_scheduled(runner):
         return _("the runner has no schedule, so run %s to plan it") % command
     return _("the next sweep will plan it, or run %s now") % command
 

@@ -16,7 +16,6 @@ from django.db.models import Exists, F, OuterRef, QuerySet
 from autorun.conf import settings
 from autorun.declare import nodes
 from autorun.declare.base import Runner
-from autorun.declare.nodes import find_node
 from autorun.dispatch.releasing import release
 from autorun.exceptions import LeaseLost
 from autorun.models import Batch, Chunk
@@ -72,7 +71,7 @@ def begin(runner: Runner, trigger: Batch.Trigger, **fields: Any) -> Batch:
     """Create a batch that this process plans."""
     batch = Batch(
         runner=runner.label,
-        node=find_node(runner),
+        node=nodes.find_node(runner),
         trigger=trigger,
         token=new_token(),
         tries=1,
@@ -93,7 +92,7 @@ def begin_alone(runner: Runner, trigger: Batch.Trigger, **fields: Any) -> Batch 
 
     A batch whose process has gone silent is taken over instead.
     """
-    node = find_node(runner)
+    node = nodes.find_node(runner)
 
     def begin_unless_there_is_one() -> Batch | None:
         nodes.lock(node.pk)

@@ -10,8 +10,6 @@ from django.db.models import QuerySet
 from autorun.conf import settings
 from autorun.declare import hooks, nodes, registry
 from autorun.declare.base import Runner
-from autorun.declare.nodes import digest_of, node_of
-from autorun.declare.registry import trial_of
 from autorun.declare.sets import label_of_related
 from autorun.dispatch.releasing import release
 from autorun.exceptions import AutorunError
@@ -28,7 +26,6 @@ from autorun.state.exception_text import one_line
 from autorun.state.keys import Key, as_json, key_kind
 from autorun.state.logs import get_logger
 from autorun.state.parameters import LEAST
-from autorun.state.transactions import is_passing, repeated_while_away
 from autorun.state.words import spoken
 
 logger = get_logger(__name__)
@@ -44,7 +41,7 @@ def plan_keys(
     runner: Runner, keys: Collection[Any], *, priority: int = Chunk.Priority.LIVE
 ) -> Outcome:
     """Plan and release those rows of the base queryset whose primary keys are `keys`."""
-    node_id = node_of(runner).pk
+    node_id = nodes.node_of(runner).pk
     planner = Planner(runner, node_id=node_id, priority=priority)
     outcome = Outcome()
 
@@ -75,7 +72,7 @@ def plan_keys(
     if outcome.planned:
         logger.info("%s: planned %d of %d rows.", runner.label, outcome.planned, len(keys))
         release(node_id)
-    if runner.CANDIDATE is not None and (trial := trial_of(runner)) is not None:
+    if runner.CANDIDATE is not None and (trial := registry.trial_of(runner)) is not None:
         _try_to_plan(trial, keys, priority=priority)
     return outcome
 
@@ -89,7 +86,7 @@ def _try_to_plan(trial: Runner, keys: Collection[Any], *, priority: int) -> None
 
 def fail_lethal(runner: Runner, key: Any, *, deaths: int) -> None:
     """Record the row as failed without reading it, because too many processes have died of it."""
-    planner = Planner(runner, node_id=node_of(runner).pk, priority=Chunk.Priority.LIVE)
+    planner = Planner(runner, node_id=nodes.node_of(runner).pk, priority=Chunk.Priority.LIVE)
     for pk in primary_keys(runner, [key]):
         planner.plan(unprepared(runner, pk, lethal(deaths)))
 
@@ -175,7 +172,7 @@ def plan_dependents(node: Node, keys: Collection[Key], *, priority: int) -> None
     for dependent, lookup in sets:
         plans.append(partial(plan_related, [dependent], lookup, list(keys), priority=priority))
     for plan in plans:
-        repeated_while_away(plan)
+        transactions.repeated_while_away(plan)
 
 
 def leave_dependents(node: Node, keys: Collection[Key]) -> None:
@@ -193,13 +190,13 @@ def _by_kind(node: Node) -> tuple[list[Runner], list[tuple[Runner, str]]]:
     alike = [
         dependent
         for dependent in dependents
-        if digest in map(digest_of, registry.dependencies_of(dependent))
+        if digest in map(nodes.digest_of, registry.dependencies_of(dependent))
     ]
     sets = [
         (dependent, f"{each.relation}__pk")
         for dependent in dependents
         for each, upstream in registry.sets_before(dependent)
-        if digest_of(upstream) == digest
+        if nodes.digest_of(upstream) == digest
     ]
     return alike, sets
 
@@ -224,7 +221,7 @@ def plan_related(
         except (DatabaseError, InterfaceError) as error:
             away = error
         except Exception as error:
-            if is_passing(error):
+            if transactions.is_passing(error):
                 raise
             message = "%s: rows were not found by %s. The next sweep finds them."
             logger.exception(message, runner.label, lookup)

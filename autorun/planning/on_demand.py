@@ -11,7 +11,6 @@ from django.db.models import QuerySet
 from autorun.declare import console, hooks, registry
 from autorun.declare.base import Runner
 from autorun.declare.nodes import configuration_of, find_node, is_tried, node_of, nodes_of
-from autorun.declare.registry import trial_of
 from autorun.dispatch.publishing import executed_afterwards
 from autorun.exceptions import AutorunError, ConfigurationError, NotRegistered, RowsGone
 from autorun.models import Batch, Chunk, Run
@@ -140,7 +139,7 @@ def go_on(batch: Batch) -> Batch:
             return batch
         runner = registry.get(batch.runner)
         if is_tried(runner, batch.node_id):
-            runner = trial_of(runner) or runner
+            runner = registry.trial_of(runner) or runner
         if node_of(runner).pk != batch.node_id:
             raise NotRegistered(
                 f"{runner.label} has another version or configuration here than {batch.node}, "
@@ -177,7 +176,7 @@ def _try_out(
     among: QuerySet[Any] | None = None,
 ) -> None:
     """Plan the sample of the runner's candidate version, in a batch of its own, like `batch`."""
-    trial = trial_of(runner)
+    trial = registry.trial_of(runner)
     is_retry = scope.source is not None and batch.trigger == Batch.Trigger.BACKFILL
     if trial is None or is_retry:
         return

@@ -25,7 +25,6 @@ from autorun.state import probes
 from autorun.state.counts import progress
 from autorun.state.logs import get_logger
 from autorun.state.origins import ORIGINS
-from autorun.state.probes import crash_point
 from autorun.state.transactions import once_committed, repeated_on_conflict
 
 logger = get_logger(__name__)
@@ -95,11 +94,11 @@ class Pass:
 
     def _execute(self, batch: Batch) -> None:
         plan = partial(self._plan_window, self._planner(batch), batch)
-        crash_point("backfill.begun")
+        probes.crash_point("backfill.begun")
         try:
             for window in self._windows(batch):
                 in_halves(self.runner, self.rows, window, plan)
-                crash_point("backfill.window")
+                probes.crash_point("backfill.window")
                 if batch.limit is not None and self._left(batch) == 0:
                     break
         except LeaseLost as stopped:
@@ -108,7 +107,7 @@ class Pass:
             batches.break_off(batch, error)
             raise
         else:
-            crash_point("backfill.unfinished")
+            probes.crash_point("backfill.unfinished")
             batches.planned(batch)
             if not self.is_given and batch.trigger != Batch.Trigger.BACKFILL:
                 # Unless the rows account for all current runs, some are of deleted rows.

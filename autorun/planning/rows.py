@@ -14,7 +14,6 @@ from autorun.conf import settings
 from autorun.declare import hooks
 from autorun.declare.base import Runner
 from autorun.declare.console import SILENT
-from autorun.declare.hooks import as_plain, database_of
 from autorun.declare.inputs import input_of, value_annotations
 from autorun.declare.nodes import node_id_of
 from autorun.declare.registry import dependencies_of, inputs_from, sets_before
@@ -56,7 +55,7 @@ class Row(NamedTuple):
 
 def planned_by_database(runner: Runner) -> bool:
     """Whether one SQL statement can plan this runner's rows; if not, Python checks each."""
-    return runner.is_fingerprinted_by_database and database_of(runner) == settings.DATABASE
+    return runner.is_fingerprinted_by_database and hooks.database_of(runner) == settings.DATABASE
 
 
 def eligible(
@@ -67,7 +66,7 @@ def eligible(
     They are rows of `queryset`, or of the runner's base queryset if that is None. Raises
     ImproperRunner if a hook raises.
     """
-    given = hooks.base_queryset(runner) if queryset is None else as_plain(runner, queryset)
+    given = hooks.base_queryset(runner) if queryset is None else hooks.as_plain(runner, queryset)
     return _passing(runner, given, log_level=log_level)
 
 
@@ -106,7 +105,7 @@ def primary_keys(runner: Runner, keys: Collection[Any], *, lookup: str = PK) -> 
         try:
             pk = kind.to_pk(key)
             if isinstance(pk, str) and "\0" in pk:
-                here, there = connections[settings.DATABASE], connections[database_of(runner)]
+                here, there = connections[settings.DATABASE], connections[hooks.database_of(runner)]
                 if "postgresql" in (here.vendor, there.vendor):
                     raise ValueError("PostgreSQL has no NUL in a text.")
         except NOT_A_KEY:
@@ -141,7 +140,7 @@ def load(runner: Runner, keys: Collection[Key], *, within_base: bool) -> dict[Ke
         nothing = eligible_named(runner, map(to_pk, keys), within_base=within_base, is_probe=True)
         list(fingerprinted(runner, nothing))
 
-    halving = Halving(list(keys), fail=fail, probe=probe, using=database_of(runner))
+    halving = Halving(list(keys), fail=fail, probe=probe, using=hooks.database_of(runner))
     for some in halving:
         try:
             named = eligible_named(runner, map(to_pk, some), within_base=within_base)
@@ -330,7 +329,7 @@ def _upstream_runs(runner: Runner, keys: Collection[Key]) -> dict[Key, list[int 
 def members_of(runner: Runner, each: Each, keys: Sequence[Key]) -> dict[Key, set[Key]]:
     """The keys of the members of these rows' sets, by the key of the row."""
     kind = key_kind(runner.get_model())
-    rows = rows_in(runner.get_model(), each).using(database_of(runner))
+    rows = rows_in(runner.get_model(), each).using(hooks.database_of(runner))
     rows = rows.filter(**{f"{OWNER}__in": list(map(kind.to_pk, keys))})
     rows = rows.annotate(
         _autorun_row=kind.expression(lambda _: F(OWNER)),

@@ -8,7 +8,6 @@ from django.db.models import Q, QuerySet
 
 from autorun.declare import hooks, page_time
 from autorun.declare.base import Runner
-from autorun.declare.hooks import every_row
 from autorun.exceptions import NotRegistered
 from autorun.planning.reasons import Selection, selection_for
 from autorun.state.keys import key_kind
@@ -62,7 +61,7 @@ class Scope:
             return _known(SOURCES, self.source)(runner, self.source)
         if self.filter is None and self.pks is None:
             return None
-        rows = every_row(runner) if self.beyond_base else hooks.base_queryset(runner)
+        rows = hooks.every_row(runner) if self.beyond_base else hooks.base_queryset(runner)
         if self.filter is not None:
             rows = _filtered(runner, self.filter, rows)
         if self.pks is not None:

@@ -23,7 +23,6 @@ from autorun.planning.candidates import (
 )
 from autorun.planning.reasons import Reason, Selection, redo_condition
 from autorun.state import clock, counts
-from autorun.state.clock import MINUTE_AGO_SQL, NOW_SQL
 from autorun.state.keys import Key
 from autorun.state.managers import RETIRED
 from autorun.state.sql import (
@@ -119,7 +118,7 @@ def count(
 
 def _is_behind(priority: int) -> str:
     connection = connections[settings.DATABASE]
-    chunks, now = table(Chunk, connection), NOW_SQL[connection.vendor]
+    chunks, now = table(Chunk, connection), clock.NOW_SQL[connection.vendor]
     return IS_BEHIND.format(chunks=chunks, now=now, priority=priority)
 
 
@@ -157,7 +156,7 @@ def redone(candidates: Candidates, selection: Selection, *, limit: int | None) -
     found = select(
         candidates,
         f"r.id, {key}, d.f, CASE WHEN r.fingerprint = d.f THEN r.status END, "
-        f"r.finished_at IS NULL OR r.finished_at > {MINUTE_AGO_SQL[connection.vendor]}",
+        f"r.finished_at IS NULL OR r.finished_at > {clock.MINUTE_AGO_SQL[connection.vendor]}",
         f"WHERE {condition} ORDER BY {key} {_limited(limit)}",
         join=join_in_this_order(connection),
     )
@@ -231,7 +230,7 @@ def _rows_to_insert(
     """Runs for the candidates; takes the node, the first chunk and the chunks' size as well."""
     object_id, object_key = ("d.k", "''") if candidates.kind.is_integer else ("0", "d.k")
     ordinal = "ROW_NUMBER() OVER (ORDER BY d.k) - 1"
-    finished_at = "NULL" if status == Run.Status.PENDING else NOW_SQL[connection.vendor]
+    finished_at = "NULL" if status == Run.Status.PENDING else clock.NOW_SQL[connection.vendor]
     outputs = outputs_column = ""
     if outputs_from:
         outputs_column = ", outputs"

@@ -25,8 +25,6 @@ from autorun.state.transactions import sum_of_each
 from autorun.triggers import on_schedule
 from autorun.upkeep import folding, rescue
 from autorun.upkeep.announcing import hand_over_batches
-from autorun.upkeep.folding import fold_everywhere, gather_failures
-from autorun.upkeep.rescue import follow_up_lapsed, rescue_expired
 from autorun.upkeep.spilled import hand_out_spilled
 from autorun.upkeep.writes import drop_unknown, hand_out_written
 
@@ -83,8 +81,8 @@ def upkeep(*, in_any_case: bool = False, notify: Callable[[], int] | None = None
 
 def _steps(notify: Callable[[], int] | None) -> dict[str, Callable[[], int]]:
     return {
-        "rescued": partial(rescue_expired, at_most=MOST_PER_STEP),
-        "followed": partial(follow_up_lapsed, at_most=MOST_PER_STEP),
+        "rescued": partial(rescue.rescue_expired, at_most=MOST_PER_STEP),
+        "followed": partial(rescue.follow_up_lapsed, at_most=MOST_PER_STEP),
         "reopened": _now_and_then("reopen", REOPEN_EVERY, rescue.reopen_some),
         "unparked": unpark,
         "released": release_everywhere,
@@ -96,8 +94,8 @@ def _steps(notify: Callable[[], int] | None) -> dict[str, Callable[[], int]]:
         "cancelled": cancel_batches,
         "handed_out": hand_out_spilled,
         "notified": notify or (lambda: 0),
-        "folded": _now_and_then("fold", FOLD_EVERY, fold_everywhere),
-        "gathered": _now_and_then("gather", PRUNE_EVERY, gather_failures),
+        "folded": _now_and_then("fold", FOLD_EVERY, folding.fold_everywhere),
+        "gathered": _now_and_then("gather", PRUNE_EVERY, folding.gather_failures),
         "pruned": _now_and_then("prune", PRUNE_EVERY, _prune),
     }
 

@@ -23,7 +23,6 @@ from autorun.declare import registry
 from autorun.declare.base import Runner
 from autorun.declare.code_digest import code_digest
 from autorun.declare.nodes import configuration_of, digest_of
-from autorun.declare.registry import trial_of
 from autorun.exceptions import AutorunError, ConfigurationError, ImproperRunner, NotRegistered
 from autorun.models import Run
 from autorun.observe.checks.problems import error, is_in, place, shown, warning
@@ -256,7 +255,7 @@ def _receivers(runner: Runner) -> tuple[str, ...]:
 
 
 def _candidate(runner: Runner) -> Iterator[CheckMessage]:
-    if (trial := trial_of(runner)) is None or analysis_of(runner) is None:
+    if (trial := registry.trial_of(runner)) is None or analysis_of(runner) is None:
         return
     wrong = error(runner, "E045")
     named = f"CANDIDATE names version {trial.ANALYSIS_VERSION!r}"
