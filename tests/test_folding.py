@@ -347,7 +347,7 @@ def test_each_page_says_about_how_many_of_very_many_runs_there_are(
         waits = "<b>about 1,059</b> waiting"
         said = {
             "node/": ["about 1,060 in progress", waits],
-            f"node/{runner.label}/": [waits, '<td class="ar-number">about 1,060</td>'],
+            f"node/{runner.label}/": [waits, 'data-name="In progress">about 1,060</td>'],
             f"batch/{batch.pk}/change/": ["<b>about 1,060</b> remaining"],
             f"run/?batch={batch.pk}": ["About 1,060 runs match"],
             "run/": ["Newest first."],
