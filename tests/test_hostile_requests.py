@@ -38,10 +38,22 @@ FORM = "application/x-www-form-urlencoded"
 ELSEWHERE = ["https://evil.example/", "//evil.example/", "/\\evil.example", "javascript:alert(1)"]
 #: As they stand in an address.
 VALUES = [
-    *("%00", "a%00b", "%ff", "%ed%a0%80", "%", "1&{name}=2&{name}=%00", "x" * 5_000, "9" * 5_000),
+    *(
+        "",
+        "&{name}=&{name}=1",
+        "%00",
+        "a%00b",
+        "%ff",
+        "%ed%a0%80",
+        "%",
+        "1&{name}=2&{name}=%00",
+        "x" * 5_000,
+        "9" * 5_000,
+    ),
     *map(quote, ["\U0001f4a9\u202e\x1b[2J", "' OR 1=1 --", "[]", '{"a": [1]}', "[" * 5_000]),
     *map(quote, ["-1", "0", str(2**31), str(2**63), str(10**30), "1.5", "1e400", "NaN"]),
     *map(quote, ["2026-99-99T99:99", "9999-12-31T23:59", "0001-01-01T00:00", "failed:"]),
+    *map(quote, ["\u0661\u0662", "0001-01-01T00:00+23:59"]),
     *map(quote, ["pending:no.such.Runner", *ELSEWHERE]),
 ]
 
@@ -209,3 +221,15 @@ def test_the_parameters_that_pages_read_are_those_that_are_tried(
     found = set().union(*read.values())
 
     assert {"runner", "selection", "begun", "row", "ids", "only", "autorun", "group"} <= found
+
+
+def test_no_selection_of_rows_makes_their_list_fail(user: Client) -> None:
+    address = reverse("admin:sample_app_scan_changelist")
+    action = "action=autorun_run__sample_app.ScanPreprocessingRunner&select_across="
+    wrong = []
+    for value in VALUES:
+        for rest in (f"{action}0", f"{action}1"):
+            asked = {("changelist", "post", address, rest): {"_selected_action"}}
+            wrong += failures(user, value, asked)
+
+    assert wrong == []

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from django.contrib import admin, messages
+from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.contrib.admin.options import IS_POPUP_VAR
 from django.contrib.admin.utils import flatten_fieldsets
 from django.contrib.admin.views.main import ChangeList
@@ -97,6 +98,17 @@ class AutorunAdminMixin(ModelAdmin):
                 title = _("Run %s on selected") % runner_name(runner.label)
                 actions[name] = (_run_on(runner.label), name, title)
         return actions
+
+    def response_action(
+        self, request: HttpRequest, queryset: QuerySet[Any], *args: Any, **options: Any
+    ) -> Any:
+        kind, given = key_kind(self.model), request.POST.getlist(ACTION_CHECKBOX_NAME)
+        is_ours = any(each.startswith("autorun_run") for each in request.POST.getlist("action"))
+        if is_ours and any(kind.read(each, using=queryset.db) is None for each in given):
+            # Django's filter would raise.
+            messages.error(request, _("The selection contains keys that no row can have."))
+            return None
+        return super().response_action(request, queryset, *args, **options)
 
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> list[Any]:
         fields = list(super().get_readonly_fields(request, obj))
