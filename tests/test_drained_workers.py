@@ -190,8 +190,8 @@ def test_a_silent_worker_is_not_offered_to_be_drained(echo, admin_client, is_bus
     if is_busy:
         echo.run()
         begun = {"state": Chunk.State.RUNNING, "started_at": from_now(-300)}
-        Chunk.objects.update(worker=f"{WORKER}:abcdef:1", expires_at=from_now(60 - 41), **begun)
-    Pulse.objects.update(beat_at=from_now(-41 - 200 * is_busy))
+        Chunk.objects.update(worker=f"{WORKER}:abcdef:1", expires_at=from_now(60 - 61), **begun)
+    Pulse.objects.update(beat_at=from_now(-61 - 200 * is_busy))
 
     (silent,) = workers_at_work()
     page = admin_client.get(reverse("admin:autorun_health_changelist")).text

@@ -485,7 +485,7 @@ def test_a_worker_that_is_one_of_many_looks_ever_less_often_whether_a_round_is_d
     for _ in range(20):
         pauses.append(next_pause(pauses[-1], is_made=False))
     assert pauses[1:3] == [7.5, 11.25]
-    assert pauses[-1] == 30.0
+    assert pauses[-1] == 45.0
     for _ in range(20):
         pauses.append(next_pause(pauses[-1], is_made=True))
     assert pauses[-1] == 5.0

@@ -29,7 +29,6 @@ from autorun.state.clock import DatabaseNow
 from autorun.state.logs import get_logger
 from autorun.state.probes import crash_point
 from autorun.state.sql import RowsAsJSON, Slot, changed_by, prepared, prepared_update
-from autorun.state.waits import unflushed
 
 logger = get_logger(__name__)
 
@@ -159,7 +158,7 @@ def _release(node_id: int, node_digest: str, has_stopped: bool) -> Release:
 
 
 def _claimed(claim: Callable[[], list[Chunk] | None]) -> list[Chunk] | None:
-    with unflushed(connections[settings.DATABASE]):
+    with transactions.unflushed(connections[settings.DATABASE]):
         return transactions.repeated_on_conflict(claim, holds_node=True)
 
 

@@ -36,8 +36,7 @@ from autorun.state.leases import Lease, ends_at, worker_name
 from autorun.state.logs import get_logger
 from autorun.state.probes import crash_point
 from autorun.state.sql import Slot, insert_both, prepared_insert, table
-from autorun.state.transactions import is_conflict, repeated_while_away
-from autorun.state.waits import unflushed
+from autorun.state.transactions import is_conflict, repeated_while_away, unflushed
 
 logger = get_logger(__name__)
 

@@ -29,7 +29,7 @@ LONGEST_NAME = 64
 LISTED = 600.0
 KEPT = 86_400.0
 #: Intervals of upkeep, and at least so many seconds, in which a worker that lives gives a sign.
-SIGN_TURNS, LEAST_SILENCE = 2, 40.0
+SIGN_TURNS, LEAST_SILENCE = 2, 60.0
 
 
 class _State(IntEnum):
@@ -128,15 +128,17 @@ def look() -> None:
     if not own:
         return
     names = _signs_of_life()
-    if Pulse.objects.filter(name__in=names).update(beat_at=DatabaseNow()) < len(names):
+    found = Pulse.objects.filter(name__in=[*names, own]).update(beat_at=DatabaseNow())
+    if found == len(names) + has_begun() and _shared[0] != _State.STARTING:
+        return  # one statement as long as nothing changes
+    if found < len(names) + has_begun():
         signs = [Pulse(name=name, beat_at=DatabaseNow()) for name in names]
         Pulse.objects.bulk_create(signs, ignore_conflicts=True)
     if _shared[0] == _State.STARTING:
         Pulse.objects.filter(name=own).delete()
         _shared[0] = _State.OPEN
         return
-    noted = Pulse.objects.filter(name=own)
-    is_noted = noted.exists() and noted.update(beat_at=DatabaseNow())
+    is_noted = Pulse.objects.filter(name=own).exists()
     _shared[0] = _State.DRAINING if is_noted else _State.OPEN
 
 

@@ -34,8 +34,7 @@ from autorun.state.clock import DatabaseNow, from_now
 from autorun.state.logs import get_logger
 from autorun.state.managers import ChunkQuerySet
 from autorun.state.sql import Slot, changed_by, prepared, prepared_update
-from autorun.state.transactions import is_conflict, repeated_while_away
-from autorun.state.waits import unflushed
+from autorun.state.transactions import is_conflict, repeated_while_away, unflushed
 
 logger = get_logger(__name__)
 

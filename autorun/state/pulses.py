@@ -13,8 +13,7 @@ from autorun.models import Pulse
 from autorun.state.clock import NOW_SQL, DatabaseNow, from_now
 from autorun.state.leases import ends_at
 from autorun.state.sql import Fragment, changed_by, insert_ignoring_conflicts, table
-from autorun.state.transactions import unlocked
-from autorun.state.waits import unflushed
+from autorun.state.transactions import unflushed, unlocked
 
 #: The part of an interval after which a turn may be taken: two processes' timers differ a little.
 EARLY = 0.8

@@ -3,7 +3,7 @@
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, Generic, TypeVar
@@ -22,7 +22,7 @@ from django.db.models import Manager, Model, QuerySet
 
 from autorun.conf import settings
 from autorun.state.logs import get_logger
-from autorun.state.waits import bounded_idleness
+from autorun.state.waits import bounded_idleness, sent_with_lock
 
 logger = get_logger(__name__)
 
@@ -145,6 +145,18 @@ def once_committed(work: Callable[[], Result], *, meanwhile: Callable[[], Result
 
     connection.on_commit(work_on_commit, robust=True)
     return meanwhile()
+
+
+def unflushed(connection: BaseDatabaseWrapper) -> AbstractContextManager[None]:
+    """Have PostgreSQL commit the block's transaction without waiting for the disk.
+
+    If the server crashes within a second, it has forgotten the commit, as a replica may after a
+    failover. So this is for work that is handed out, and not for what is recorded. A transaction of
+    the caller's is left alone.
+    """
+    if connection.vendor != "postgresql" or connection.in_atomic_block:
+        return nullcontext()
+    return sent_with_lock(connection, "SET LOCAL synchronous_commit = off; ")
 
 
 def unlocked(rows: QuerySet[TableRow]) -> QuerySet[TableRow]:

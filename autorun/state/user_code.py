@@ -126,8 +126,6 @@ class UserCode:
                 self._known[FILTERS] = [*self._known[FILTERS]]
                 self._umask = os.umask(0o077)  # it cannot be read otherwise
                 os.umask(self._umask)
-        if getattr(_thread, "connections", self._all) is not self._all:
-            self._put_back()  # one may have been opened in the place of another
         decimal.getcontext()  # made now, it is part of the copy
         self._context = copy_context()  # autorun changes it between two calls
         self._before, _thread.user_code = getattr(_thread, "user_code", None), self
@@ -180,7 +178,7 @@ class UserCode:
         if not (is_as_before or _of_project.keys() <= connections.settings.keys()):
             connections.settings.update({**_of_project, **connections.settings})
             self._warn("%s has removed databases. They are put back.")
-        if getattr(_thread, "connections", self._all) is not self._all:
+        if not all(map(_is_in_place, self._all)):
             self._put_back()
         for connection, of_project in self._connections:
             if of_project is not None and connection.settings_dict != of_project:
@@ -197,14 +195,10 @@ class UserCode:
 
     def _put_back(self) -> None:
         """Put the connections back in their places, and close those found there instead."""
-        _thread.connections = self._all
         for connection in self._all:
-            of_alias = connections.settings.get(connection.alias)
-            if of_alias is not connection.settings_dict:
-                continue  # a project makes and removes it, as for each of its tenants
-            if (other := connections[connection.alias]) is not connection:
+            if not _is_in_place(connection):
+                discard(connections[connection.alias])
                 connections[connection.alias] = connection
-                discard(other)
                 message = "%s left another connection in the place of %r. It is put back."
                 self._warn(message, connection.alias)
 
@@ -226,6 +220,13 @@ class UserCode:
         if changes_session(sql, connection.vendor) and not is_opening():
             self._touched.add(connection)
         return execute(sql, params, many, context)
+
+
+def _is_in_place(connection: BaseDatabaseWrapper) -> bool:
+    of_alias = connections.settings.get(connection.alias)
+    if of_alias is not connection.settings_dict:
+        return True  # a project makes and removes it, as for each of its tenants
+    return connections[connection.alias] is connection
 
 
 def _is_called() -> bool:
@@ -445,6 +446,3 @@ def _note_opened(connection: BaseDatabaseWrapper, **_: Any) -> None:
     _left(connection)
     if _is_called() and connection.vendor == "sqlite":
         be_interruptible(connection.connection)
-    known: list[BaseDatabaseWrapper] = getattr(_thread, "connections", [])
-    if known and connection not in known and connection in (now := connections.all()):
-        _thread.connections = now  # which every block around user code compares with its own

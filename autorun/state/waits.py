@@ -1,4 +1,4 @@
-"""Waits for locks, bounded in every statement that changes autorun's tables, and for the disk.
+"""Waits for locks, bounded in every statement that changes autorun's tables.
 
 A frozen process, a lost machine, or a view that works on in its transaction may hold a lock for
 hours. The limit is part of the statement: it takes no statement of its own, and the session stays
@@ -82,16 +82,10 @@ def bounded_idleness(
 
 
 @contextmanager
-def unflushed(connection: BaseDatabaseWrapper) -> Iterator[None]:
-    """Have PostgreSQL commit the block's transaction without waiting for the disk.
-
-    If the server crashes within a second, it has forgotten the commit, as a replica may after a
-    failover. So this is for work that is handed out, and not for what is recorded. A transaction of
-    the caller's is left alone.
-    """
-    is_own = connection.vendor == "postgresql" and not connection.in_atomic_block
-    if is_own and takes_several(connection):
-        vars(connection)[_WITH_LOCK] = "SET LOCAL synchronous_commit = off; "
+def sent_with_lock(connection: BaseDatabaseWrapper, setting: str) -> Iterator[None]:
+    """Send `setting` in front of the block's first statement that takes a lock, if one can be."""
+    if takes_several(connection):
+        vars(connection)[_WITH_LOCK] = setting
     try:
         yield
     finally:

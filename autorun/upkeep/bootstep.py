@@ -33,7 +33,7 @@ LOOK_EVERY = 0.5
 LONGEST_ENDING = 5.0
 
 #: The most seconds between two checks by a worker that is one of many, if an interval is shorter.
-LONGEST_PAUSE = 30.0
+LONGEST_PAUSE = 45.0
 #: The bounds of a pause as parts of it, so that workers started together check at different times.
 JITTER = (0.8, 1.2)
 
