@@ -395,7 +395,7 @@ def test_status_of_large_numbers_and_long_names_fits(runner, monkeypatch):
 
     progress = Progress(*[12_345_678] * 7)
     state = status.RunnerState(
-        runner=SimpleNamespace(label="x" * 70, LIMIT=None),
+        runner=SimpleNamespace(label="x" * 70, LIMIT=None, ON_WRITE=False),
         analysis="y" * 70,
         schedule="daily 03:00",
         progress=progress,

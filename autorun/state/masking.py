@@ -4,8 +4,6 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from django.views.debug import SafeExceptionReporterFilter
-
 STARS = "********"
 
 #: The user and password of a URL, up to the last @: a password may contain one, or a slash.
@@ -33,8 +31,7 @@ _HEADER = re.compile(
 )
 #: As in Django's error reports, and more; not a session, which scans are taken in.
 _SECRET = re.compile(
-    rf"{SafeExceptionReporterFilter.hidden_settings.pattern}|bearer|{'|'.join(_WORDS)}",
-    re.IGNORECASE,
+    rf"api|auth|token|key|secret|pass|signature|bearer|{'|'.join(_WORDS)}", re.IGNORECASE
 )
 #: Whole words of a name that is probably a secret's, and not a keyframe's or an author's.
 _SURE = re.compile(
