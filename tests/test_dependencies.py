@@ -16,7 +16,7 @@ from autorun.models import Batch, Chunk, Run, SpilledTrigger
 from autorun.state import transactions
 from autorun.state.clock import from_now
 from autorun.tasks import plan
-from autorun.upkeep.rescue import follow_up_lapsed, rescue_expired
+from autorun.upkeep.rescue import UNKNOWN_FOR, follow_up_lapsed, rescue_expired
 from tests.crashes import AWAY, crashed_at, failing_at
 from tests.engine import declare, installed, plan_all_spilled, work_off
 from tests.library.models import Document
@@ -163,6 +163,25 @@ def test_what_follows_a_chunk_is_left_to_upkeep_while_the_database_is_away(set_c
         assert Run.objects.filter(node=second().get_node()).count() == 2
 
 
+def test_dependents_are_planned_although_a_row_that_changed_back_could_not_be():
+    def change_back(value):
+        Document.objects.update(title="a")
+
+    Document.objects.create(title="a")
+    first = declare(change_back, NAME="First", TITLE="First")
+    second = declare(NAME="Second", TITLE="Second", DEPENDS_ON=(first,), ON_SAVE=False)
+    with installed(first, second):
+        first().run()
+        Document.objects.update(title="b")
+        with failing_at("plan.booked", [AWAY]):
+            execute(Chunk.objects.get().pk)
+
+        assert Run.objects.filter(node=second().get_node()).count() == 1
+        assert first().pending().exists()
+        plan_what_was_left()
+        assert not first().pending().exists()
+
+
 def test_what_a_dead_worker_had_recorded_is_left_to_upkeep_while_the_database_is_away():
     first, second = chain(ON_SAVE=False)
     with installed(first, second):
@@ -227,6 +246,26 @@ def test_what_a_dead_worker_has_left_waits_for_a_process_that_knows_its_runner()
         plan_what_was_left()
 
         assert Run.objects.filter(node=second().get_node()).count() == 2
+
+
+def test_what_a_dead_worker_of_an_unknown_runner_has_left_holds_up_no_other_and_is_given_up():
+    former, first = declare(NAME="Former", TITLE="Former"), declare(ON_SAVE=False)
+    for runner in (former, first):
+        with installed(runner):
+            runner().run(Document.objects.filter(pk=Document.objects.create(title="a").pk))
+            with crashed_at("finish.committed"):
+                execute(Chunk.objects.latest("pk").pk)
+    Chunk.objects.update(expires_at=from_now(-UNKNOWN_FOR + 60))
+    known = Chunk.objects.latest("pk")
+    with installed(first):
+        Chunk.objects.filter(pk=known.pk).update(expires_at=from_now(-1))
+
+        assert follow_up_lapsed(at_most=1) == 1
+        assert Chunk.objects.leased().exclude(pk=known.pk).count() == 1
+        Chunk.objects.leased().update(expires_at=from_now(-UNKNOWN_FOR - 1))
+        assert follow_up_lapsed(at_most=1) == 0
+
+    assert not Chunk.objects.leased().exists()
 
 
 def test_a_run_that_was_cancelled_does_not_start_again_because_its_worker_was_killed():

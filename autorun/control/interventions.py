@@ -331,7 +331,10 @@ def hold_runner(runner: Runner, *, by: str = "") -> bool:
 
 
 def lift_hold(runner: Runner) -> bool:
-    """Let sweeps and saves plan again, which the next sweep does; False if nothing was held."""
+    """Let sweeps and saves plan again; False if nothing was held.
+
+    The next sweep finds what was left pending.
+    """
     held = Node.objects.filter(pk=node_of(runner).pk).exclude(held_at=None)
     return update_once_committed(held, held_at=None, held_by="")
 

@@ -38,7 +38,7 @@ def fitting(
     precede all others.
     """
     if first is not None and (not first or room.is_full_after(first[0])):
-        return  # it is the most urgent one
+        return  # the first is the most urgent: if it does not fit, none does
     batches = _waiting_batches(node_id) if by_batch or room.full_batches else []
     pages = [_pages(node_id, room, but, first)]
     if 0 < len(batches) <= MOST_BATCHES:

@@ -11,7 +11,7 @@ from celery.exceptions import SoftTimeLimitExceeded
 
 from autorun import analysis as analyses
 from autorun.conf import settings
-from autorun.declare import nodes, registry
+from autorun.declare import registry
 from autorun.declare.base import Runner
 from autorun.declare.interruption import Interrupted, Termination
 from autorun.dispatch.holding import pause_after
@@ -176,6 +176,7 @@ def _set_aside(work: Work, error: Exception) -> bool:
         left = Run.objects.pending().filter(chunk=chunk)
         moved = [Result.moved(run, again_in=seconds, reason=reason) for run in left]
         put = partial(record, size=chunk.size, is_last=True, is_followed=True)
+        work.is_followed = True
         put(work.lease, moved, Tally.of(chunk))
         work.has_moved = True
     except LeaseLost:
@@ -186,7 +187,11 @@ def _set_aside(work: Work, error: Exception) -> bool:
 
 
 def _follow_up(work: Work) -> None:
-    """Do what follows a chunk. Never raises; upkeep does what a crash leaves out."""
+    """Do what follows a chunk. Never raises.
+
+    After a crash upkeep plans and releases. Run times are then not measured, and rows that were
+    deleted without a signal are not retired.
+    """
     runner, chunk = work.runner, work.lease.chunk
     priority = chunk.priority
     if priority == Chunk.Priority.RELATED:  # related rows are the runner's own concern
@@ -194,7 +199,7 @@ def _follow_up(work: Work) -> None:
     elif priority in WRITTEN.values():
         priority = Chunk.Priority.WRITE
     with _guarded(runner, "planning its dependents"):
-        is_followed = work.unexpected or (work.succeeded and nodes.dependents(chunk.node))
+        is_followed = work.is_followed or work.unexpected
         if is_followed:
             with kept(work.lease.following()):
                 _plan_what_follows(work, priority)
@@ -221,10 +226,13 @@ def _plan_what_follows(work: Work, priority: int) -> None:
     if work.unexpected:
         with _guarded(runner, "retiring the runs of deleted rows"):
             retire_missing(runner, work.unexpected)
-        plan = partial(plan_for_all, [runner], work.unexpected, priority=priority)
-        repeated_while_away(plan)
-    if work.succeeded:
-        plan_dependents(work.lease.chunk.node, work.succeeded, priority=priority)
+    try:
+        if work.unexpected:
+            plan = partial(plan_for_all, [runner], work.unexpected, priority=priority)
+            repeated_while_away(plan)
+    finally:
+        if work.succeeded:
+            plan_dependents(work.lease.chunk.node, work.succeeded, priority=priority)
 
 
 @contextmanager

@@ -180,12 +180,13 @@ def record(
 ) -> Tally:
     """Write the results and the counts of the chunk that follow from them. Return those counts.
 
-    `tally` has the counts so far. `is_last` finishes the chunk, which keeps its lease if it
-    `is_followed` by planning: when that ends, upkeep plans. `build` made the attempts. Moved runs
-    go to new chunks of at most `size`. A result is skipped if an earlier call, whose commit got no
-    answer, has recorded or moved its run. `landing` lands the outputs of the successes, or raises
-    NotLanded. If the database has forgotten earlier results, the chunk waits for a worker to
-    repeat them. Raises LeaseLost, with nothing written, if the chunk has another worker now.
+    `tally` has the counts so far. `is_last` finishes the chunk. If it `is_followed`, it keeps its
+    lease until the caller has planned what follows; if the lease ends first, upkeep does. `build`
+    made the attempts. Moved runs go to new chunks of at most `size`. A result is skipped if an
+    earlier call, whose commit got no answer, has recorded or moved its run. `landing` lands the
+    outputs of the successes, or raises NotLanded. If the database has forgotten earlier results,
+    the chunk waits for a worker to repeat them. Raises LeaseLost, with nothing written, if the
+    chunk has another worker now.
     """
     statuses = set(map(_status_of, results))
     is_moving = Run.Status.PENDING in statuses
@@ -198,8 +199,8 @@ def record(
     changes = f"{_CHANGES[connections[settings.DATABASE].vendor]}, build_id = {built_by}"
     if is_moving or Run.Status.CANCELLED in statuses:
         changes += _CHANGES_OF_UNFINISHED
-    ends = (is_last, is_last and is_followed)
-    recording = _Recording(lease, results, tally, new_chunks, source, changes, ends, landing)
+    ends = {"is_last": is_last, "keeps_lease": is_last and is_followed}
+    recording = _Recording(lease, results, tally, new_chunks, source, changes, landing, **ends)
     return repeated_on_conflict(recording.attempt, is_idempotent=True)
 
 
@@ -213,16 +214,18 @@ class _Recording:
     new_chunks: list[tuple[Chunk, list[int]]]
     source: Fragment
     changes: str
-    ends: tuple[bool, bool]
     landing: Lands | None
+    is_last: bool
+    keeps_lease: bool
 
     def attempt(self) -> Tally:
         chunk, results = self.lease.chunk, self.results
         known, expected = self.tally, _counted(self.tally, results)
         of_lease = {"chunk_id": chunk.pk, "token": self.lease.token}
         as_known = dict(zip(_KNOWN, vars(known).values(), strict=True))
+        ends = (self.is_last, self.keeps_lease)
         # This locks the chunk.
-        count = _WRITE_COUNTS[True, *self.ends](**of_lease, **vars(expected), **as_known)
+        count = _WRITE_COUNTS[True, *ends](**of_lease, **vars(expected), **as_known)
         # A commit whose confirmation was lost has recorded or moved its runs: they stay.
         only = Fragment(f"chunk_id = %s AND status = {Run.Status.PENDING:d}", (chunk.pk,))
         runs: dict[str, Any] = {"source": self.source, "key": "run_id", "only": only}
@@ -240,9 +243,9 @@ class _Recording:
             _land(self.landing, results, written)
         counted = _counted(known, results, written)
         if not is_expected or counted != expected:
-            changed_by(_WRITE_COUNTS[False, *self.ends](**of_lease, **vars(counted)))
+            changed_by(_WRITE_COUNTS[False, *ends](**of_lease, **vars(counted)))
         ended = counted.succeeded + counted.failed + counted.cancelled + counted.moved
-        if self.ends[0] and ended != chunk.size:
+        if self.is_last and ended != chunk.size:
             # One that was finished waits again if it still has pending runs.
             pending = Run.objects.pending().filter(chunk_id=OuterRef("pk"))
             unended = self.lease.held().filter(Exists(pending))

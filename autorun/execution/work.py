@@ -91,7 +91,7 @@ class Work:
         self._output_bytes = 0
         self._written_at = self.began_at
         self._tally = Tally.of(lease.chunk)
-        self._is_abandoned = self._is_in_doubt = False
+        self._is_abandoned = self._is_in_doubt = self.is_followed = False
         self._brake: Brake | None = None  # made when a run fails
         self._pace = None if runner.LIMIT is None else Pace(shared(runner.LIMIT))
 
@@ -404,7 +404,8 @@ class Work:
             refusals = Refusals(recorded)
             dependents = is_last and self.succeeded and nodes.dependents(self.lease.chunk.node)
             put = partial(record, self.lease, size=size, build=self.build, landing=self._landing)
-            put = partial(put, is_followed=bool(self.unexpected or dependents))
+            self.is_followed = bool(self.unexpected or dependents)
+            put = partial(put, is_followed=self.is_followed)
             probe = partial(put, [], self._tally, is_last=False)
             halving = Halving(results, refusals.add, probe, using=settings.DATABASE)
             for some in halving:

@@ -151,12 +151,12 @@ def write_crate(records: Records, folder: Path, form: str) -> None:
     else:
         write_parquet(records, str(results))
     with ExitStack() as stack:
-        story = _Story(records, stack)
+        story = _Provenance(records, stack)
         story.write(folder / PROV)
     _describe(story, folder, results)
 
 
-class _Story:
+class _Provenance:
     """The runs behind the current successes, in PROV-JSON.
 
     Each run is an activity that used the row and generated a result; the build is the agent, and
@@ -246,7 +246,7 @@ class _Story:
         file.write(f"{separator}{json.dumps(name)}: {json.dumps(described)}")
 
 
-def _describe(story: _Story, folder: Path, results: Path) -> None:
+def _describe(story: _Provenance, folder: Path, results: Path) -> None:
     """Write the crate's metadata: the files, and an action of each build that made results."""
     from rocrate.model.contextentity import ContextEntity
     from rocrate.rocrate import ROCrate

@@ -1,4 +1,4 @@
-"""Runs and saved rows that wait because all rows fail, of STOP_AFTER, damped, or for a limit."""
+"""What waits, and why: all rows fail, STOP_AFTER paused it, it is damped, or a limit is in use."""
 
 import datetime as dt
 from collections import Counter

@@ -257,10 +257,10 @@ def cancel_all(
 ) -> int:
     """Cancel the chosen batches, and the runs of `chunks` that have not started. Return how many.
 
-    `loose` are those of the chunks that are not of an unfinished batch. Running ones continue. This
-    takes short transactions. Meanwhile none of the runs starts; upkeep cancels what is left of them
-    after `within` seconds, or if this process dies. Each row gets its last result for the same
-    input back, or is pending.
+    `loose` are those of the chunks that have no unfinished batch. One transaction, which may be
+    long, keeps all of the runs from starting; short ones then cancel them. Running ones continue.
+    Upkeep cancels what is left after `within` seconds, or if this process dies. Each row gets its
+    last result for the same input back, or is pending.
     """
 
     def begin_cancelling() -> BatchQuerySet[Batch]:
@@ -332,6 +332,7 @@ def _cancel_rest(
     unfinished.filter(~Exists(left)).update(expires_at=None)
     if time.monotonic() >= until:  # the next round of upkeep goes on
         unfinished.update(expires_at=DatabaseNow())
+        chunks.being_cancelled().update(expires_at=DatabaseNow())
     return number
 
 

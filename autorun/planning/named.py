@@ -165,14 +165,20 @@ def _windows(runner: Runner, keys: Sequence[Any], *, node_id: int) -> Iterator[W
 def plan_dependents(node: Node, keys: Collection[Key], *, priority: int) -> None:
     """Plan what depends on new successes of the node on these rows.
 
-    Raises the error of a database that was unreachable.
+    An error of one dependent stops no other; the last one is raised in the end.
     """
     alike, sets = _by_kind(node)
     plans = [partial(plan_for_all, alike, keys, priority=priority)]
     for dependent, lookup in sets:
         plans.append(partial(plan_related, [dependent], lookup, list(keys), priority=priority))
+    failed: Exception | None = None
     for plan in plans:
-        transactions.repeated_while_away(plan)
+        try:
+            transactions.repeated_while_away(plan)
+        except (DatabaseError, InterfaceError) as error:
+            failed = error
+    if failed is not None:
+        raise failed
 
 
 def leave_dependents(node: Node, keys: Collection[Key]) -> None:

@@ -1,4 +1,4 @@
-"""One text for equal values: of a column, of a JSON document or a path of keys in it, of a set."""
+"""SQL and functions that give equal values one text: columns, JSON documents, sets of rows."""
 
 from __future__ import annotations
 

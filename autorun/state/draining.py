@@ -28,7 +28,7 @@ LONGEST_NAME = 64
 #: Seconds since its last sign of life in which a worker is listed, and its notes are kept.
 LISTED = 600.0
 KEPT = 86_400.0
-#: Intervals of upkeep, and at least so many seconds, in which a worker that lives gives a sign.
+#: A live worker gives a sign of life within so many rounds of upkeep, or so many seconds if longer.
 SIGN_TURNS, LEAST_SILENCE = 2, 60.0
 
 
@@ -75,7 +75,8 @@ def drained() -> set[str]:
 
 def seen() -> dict[str, tuple[dt.datetime, dt.datetime]]:
     """When each worker was last seen, and the time now, by the name of its pulse."""
-    noted = Pulse.objects.filter(name__startswith=ALIVE, beat_at__gt=from_now(-LISTED))
+    since = from_now(-max(LISTED, 2 * longest_silence()))
+    noted = Pulse.objects.filter(name__startswith=ALIVE, beat_at__gt=since)
     found = noted.values_list("name", "beat_at", DatabaseNow())
     return {PREFIX + name.removeprefix(ALIVE): (at, now) for name, at, now in found}
 
@@ -151,7 +152,7 @@ def end() -> None:
 def _signs_of_life() -> list[str]:
     """The names of the pulses that say that this worker is alive, and which queues it has."""
     queues = (f"{QUEUE}{code_of(own)}:{each}"[:LONGEST_NAME] for each in _queues)
-    return [ALIVE + own.removeprefix(PREFIX), *queues]
+    return [ALIVE + own.removeprefix(PREFIX), *dict.fromkeys(queues)]
 
 
 def longest_silence() -> float:

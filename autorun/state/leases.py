@@ -74,7 +74,7 @@ class Lease:
         return held(self.chunk.pk, self.token)
 
     def following(self) -> ChunkQuerySet[Chunk]:
-        """The finished chunk, while nothing else plans what follows it."""
+        """The finished chunk, until what follows it has been planned."""
         return self.held().finished().filter(expires_at__isnull=False)
 
 
@@ -176,7 +176,7 @@ def extend_unasked(lease: Lease, **changes: Any) -> bool:
 
 
 def requeue(chunk: Chunk) -> bool:
-    """Leave a queued chunk to another worker, by a new message. Return whether it was unchanged."""
+    """Leave a queued chunk to another worker; the caller sends its message. False if it changed."""
     again = {"publications": F("publications") + 1, "token": F("token") + 1}
     return bool(_as_read(chunk).update(published_at=DatabaseNow(), **again))
 

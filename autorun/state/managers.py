@@ -106,7 +106,7 @@ class ChunkQuerySet(QuerySet[Row]):
         return self.running().filter(expires_at__lte=DatabaseNow())
 
     def being_cancelled(self) -> Self:
-        """Chunks that are leased to be cancelled, apart from any batch, and cannot start."""
+        """Chunks marked to be cancelled, by no batch: they cannot start, and upkeep goes on."""
         return self.unstarted().filter(expires_at__isnull=False, cancelling__isnull=False)
 
     def unfollowed(self) -> Self:

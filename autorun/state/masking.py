@@ -29,7 +29,7 @@ _HEADER = re.compile(
     rf"((?:authorization|api-key):\s*{_SCHEME}|\bcookie:\s*[\w.-]+=|\bbearer\s+(?=[\w.~+/=-]{{16}}))[^\s\"',;)}}\]]+",
     re.IGNORECASE,
 )
-#: As in Django's error reports, and more; not a session, which scans are taken in.
+#: What Django's error reports mask, and more; but not "session", as scans are taken in sessions.
 _SECRET = re.compile(
     rf"api|auth|token|key|secret|pass|signature|bearer|{'|'.join(_WORDS)}", re.IGNORECASE
 )

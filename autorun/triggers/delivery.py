@@ -118,7 +118,7 @@ def label_of_deleted(label: str, using: str = DEFAULT_DB_ALIAS) -> str:
 
 
 def submit(saved: Saved) -> None:
-    """Let the rows, whose sets are given up, be planned soon; at once if delivery is immediate."""
+    """Have the rows planned soon, or now if delivery is immediate. The sets must not be reused."""
     crash_point("save.committed")
     if settings.PUBLISH == "inline" or publishing.is_immediate():
         deliver(saved)

@@ -1,10 +1,10 @@
 """Folding: the counts of old chunks are added to their node's and batch's totals, once.
 
 So progress() need not sum all chunks that ever existed. A chunk that finished without a failure
-never changes again. Chunks with failures are not folded, as someone may ignore their runs:
-so the failed runs of many old chunks move to a few, and the others can be folded.
+keeps its counts. One with failures cannot be folded, because someone may ignore its runs: the
+failed runs of many old chunks are gathered in a few, so that the others can be folded.
 
-Pruning deletes old history: superseded runs, and the chunks and batches that have none left.
+Pruning deletes old history: superseded runs, and chunks and batches without any runs left.
 """
 
 import datetime as dt
@@ -138,7 +138,7 @@ def ended(chunks: ChunkQuerySet[Chunk], *, quiet: float) -> ChunkQuerySet[Chunk]
 
 def _fold_some(node_ids: Sequence[int], *, quiet: float) -> int:
     pulses.hold(LOCK)
-    # Not locked, because no process writes to them and no other one folds.
+    # Not locked: no other process folds, and of a finished chunk others write only the lease.
     of_nodes = Chunk.objects.filter(node__in=node_ids)
     found = list(ended(of_nodes, quiet=quiet).filter(failed=0)[:FOLDED_AT_ONCE])
     if not found:

@@ -4,10 +4,10 @@ It is unknown which run killed the worker, so each unfinished run uses one attem
 was alone in its chunk can end as failed because of it. So a run that kills every worker fails after
 MAX_ATTEMPTS, and its neighbours succeed.
 
-Also of orphans: pending runs whose chunk has ended or is missing. No worker makes them; they are
-left when a database has forgotten commits, or when its tables were restored from backups of
-different times. Runs are looked at in the order of their chunks' ids, a part at a time, so that the
-cost does not grow with their number.
+Orphans are rescued as well: pending runs whose chunk has ended or is missing. No worker creates
+them. They are left when a database has forgotten commits, or when its tables were restored from
+backups of different times. Each round checks the next part of all runs, in the order of their
+chunks' ids, so the cost does not grow with their number.
 """
 
 import datetime as dt
@@ -29,7 +29,7 @@ from autorun.models import Batch, Chunk, Node, Run
 from autorun.planning import batches
 from autorun.planning.named import leave_dependents, leave_to_upkeep
 from autorun.state import pulses
-from autorun.state.clock import DatabaseNow, after_chunk_id, first_chunk_id_at
+from autorun.state.clock import DatabaseNow, after_chunk_id, first_chunk_id_at, from_now
 from autorun.state.exception_text import ExceptionText, name_exception
 from autorun.state.keys import key_kind
 from autorun.state.leases import Lease, ends_at, new_token
@@ -38,6 +38,7 @@ from autorun.state.managers import RunQuerySet
 from autorun.state.probes import crash_point
 from autorun.state.transactions import repeated_on_conflict, sum_of_each, unlocked
 from autorun.upkeep.announcing import hand_over_failures
+from autorun.upkeep.spilled import UNKNOWN_FOR
 
 logger = get_logger(__name__)
 #: Runs that one round checks.
@@ -86,10 +87,12 @@ def rescue(chunk: Chunk) -> bool:
 def follow_up_lapsed(*, at_most: int) -> int:
     """Leave to upkeep the rows to be planned after chunks whose worker died before it did so.
 
-    Return how many chunks.
+    Return how many chunks. Those of a node without a runner here wait a day for another process.
     """
-    left = Chunk.objects.unfollowed().order_by("expires_at")
-    return sum_of_each(_follow_up, left[:at_most], name="Chunk")
+    left = Chunk.objects.unfollowed()
+    left.filter(expires_at__lte=from_now(-UNKNOWN_FOR)).update(expires_at=None)
+    known = left.filter(node__in=list(nodes.labels_by_id())).order_by("expires_at")
+    return sum_of_each(_follow_up, known[:at_most], name="Chunk")
 
 
 def _follow_up(chunk: Chunk) -> bool:

@@ -159,7 +159,8 @@ def cancel_batches() -> int:
     """Cancel what is left of cancelled batches and runners. Return how many runs."""
     left = Batch.objects.cancelled().lapsed().values_list("pk", flat=True)
     of_batches = sum_of_each(batches.continue_cancelling, left, name="Batch")
-    return of_batches + batches.cancel_begun()
+    begun = sum_of_each(lambda step: step(), [batches.cancel_begun], name="Cancelling:")
+    return of_batches + begun
 
 
 def _now_and_then(turn: str, every: float, step: Callable[[], int]) -> Callable[[], int]:

@@ -135,7 +135,8 @@ class Status(Subcommand):
                 "Declare one, with a DATA_MODEL, in the module `runners` of an installed app."
             )
             return
-        self.terminal.console.print(drawn(states, self.terminal), soft_wrap=True)
+        shown = [drawn(states, self.terminal), *_triggers(states)]
+        self.terminal.console.print(*shown, sep="\n", soft_wrap=True)
         for limit in limits_in_use({each.LIMIT for each in runners if each.LIMIT}):
             self.terminal.say(str(limit))
         for state in states:
@@ -267,7 +268,7 @@ def drawn(states: list[RunnerState], terminal: Terminal) -> Text:
         )
         for state in sorted(states, key=lambda each: each.urgency)
     ]
-    return Text("\n").join([_at_a_glance(states), *_triggers(states), *chain.from_iterable(lines)])
+    return Text("\n").join([_at_a_glance(states), *chain.from_iterable(lines)])
 
 
 def _triggers(states: list[RunnerState]) -> Iterator[Text]:

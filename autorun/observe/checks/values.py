@@ -1,4 +1,4 @@
-"""Checks of the values of a runner's options, and of those in the AUTORUN setting."""
+"""Checks of the values of a runner's options, of the relations that they name, and of AUTORUN."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
