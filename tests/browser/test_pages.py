@@ -97,6 +97,7 @@ def settle(page: Any) -> None:
 def look(page: Any, name: str, *, has_script: bool = True, part: str = ".ar") -> list[str]:
     """Return the problems of autorun's part of an open page."""
     page.locator(part).first.wait_for()
+    page.wait_for_load_state("load")  # without its style sheets it has another width
     problems = [f"{name}: {complaint}" for complaint in page.complaints]
     if not has_script:
         return problems
