@@ -84,8 +84,10 @@ class ShowingResults(PageAdmin):
     def _seen_outputs(
         self, request: HttpRequest, runner: Runner, found: Comparison
     ) -> list[dict[str, Any]]:
-        """The lines of the outputs, with those of the rows that the user may see."""
-        # If some rows may be hidden, there are no medians, and only outputs of rows that are shown.
+        """The lines of the outputs, with those of the rows that the user may see.
+
+        If some rows may be hidden, there are no medians, and only outputs of rows that are shown.
+        """
         model, database = runner.get_model(), database_of(runner)
         if not sees_payload(request) or not may_view(request, self.admin_site, model):
             return []

@@ -76,8 +76,10 @@ def known_node_of(runner: Runner) -> Node | None:
 
 
 def find_node(runner: Runner) -> Node:
-    """`node_of` as the database has it now: it may have forgotten a node that the process knows."""
-    # Notes the definition of the runner's input if it is new.
+    """`node_of` as the database has it now: it may have forgotten a node that the process knows.
+
+    Notes the definition of the runner's input if it is new.
+    """
     node_digest = digest_of(runner)
     found = _find(runner, node_digest)
     if found is None:

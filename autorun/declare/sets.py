@@ -38,8 +38,10 @@ def label_of_related(model_label: str, lookup: str) -> str:
 
 
 def along(model: type[Model], path: Any, *, is_input: bool = False) -> Iterator[Related]:
-    """The related rows that a path over relations reads, as far as it leads over any."""
-    # An input needs the column at the end of its path, and not the row that this refers to.
+    """The related rows that a path over relations reads, as far as it leads over any.
+
+    An input (`is_input`) needs the column at the end of its path, not the row that it refers to.
+    """
     passed: list[str] = []
     names = str(path).split("__")
     for name in names:

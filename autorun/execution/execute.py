@@ -175,9 +175,8 @@ def _set_aside(work: Work, error: Exception) -> bool:
     try:
         left = Run.objects.pending().filter(chunk=chunk)
         moved = [Result.moved(run, again_in=seconds, reason=reason) for run in left]
-        put = partial(record, size=chunk.size, is_last=True, is_followed=True)
         work.is_followed = True
-        put(work.lease, moved, Tally.of(chunk))
+        record(work.lease, moved, Tally.of(chunk), size=chunk.size, is_last=True, is_followed=True)
         work.has_moved = True
     except LeaseLost:
         return False

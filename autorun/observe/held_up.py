@@ -1,4 +1,4 @@
-"""What waits, and why: all rows fail, STOP_AFTER paused it, it is damped, or a limit is in use."""
+"""Reasons why work waits: all rows fail, STOP_AFTER paused it, it is damped, a limit is in use."""
 
 import datetime as dt
 from collections import Counter

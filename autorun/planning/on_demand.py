@@ -105,7 +105,10 @@ def sweep_now(runner: Runner) -> Batch | None:
 
 
 def sweep_counting_undone(runner: Runner, *, counts_undone: bool = True) -> Swept | None:
-    """`sweep_now`, and a count of the rows neither planned nor done, which reads every run."""
+    """`sweep_now`, and a count of the rows neither planned nor done, which reads every run.
+
+    None if the runner's sweeps are held, or if another sweep is in progress.
+    """
     require_valid(runner)
     if (held_at := find_node(runner).held_at) is not None:
         logger.info("%s: not swept, because it has been held since %s.", runner.label, held_at)

@@ -128,8 +128,10 @@ def unnameable(runner: Runner) -> str:
 
 
 def load(runner: Runner, keys: Collection[Key], *, within_base: bool) -> dict[Key, Row]:
-    """Those of the rows named by `keys` that are still eligible, by key; one query for the rows."""
-    # A row that cannot be loaded has an `error` and no instance.
+    """Those of the rows named by `keys` that are still eligible, by key; one query for the rows.
+
+    A row that cannot be loaded has an `error` and no instance.
+    """
     to_pk = key_kind(runner.get_model()).to_pk
     found: dict[Key, Row] = {}
 

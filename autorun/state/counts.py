@@ -107,8 +107,10 @@ def progress_by_node(nodes: Iterable[Node]) -> dict[int, Progress]:
 
 
 def crowded(node_ids: Iterable[int]) -> set[int]:
-    """Those of the nodes that have more waiting chunks than a page can sum."""
-    # The process remembers the answer for CROWD_FRESH seconds, unless it was read in a transaction.
+    """Those of the nodes that have more waiting chunks than a page can sum.
+
+    The process remembers the answer for CROWD_FRESH seconds, unless it was read in a transaction.
+    """
     ids, now = set(node_ids), time.monotonic()
     known = {pk: is_crowded for pk, (until, is_crowded) in _crowd.items() if until > now}
     if ids <= known.keys():
